@@ -1,0 +1,59 @@
+# Every target sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml or constraints.txt
+# change. `make` alone lists the targets.
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UPSLOPE := $(BIN)/upslope
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+REST := reference or faults or docs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo flappy check format test test-rest test-all learning clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## the virtual environment in .venv
+
+demo: $(READY) ## train PPO on Flappy Bird for at most five minutes, then watch it
+	$(UPSLOPE) demo
+
+flappy: $(READY) ## the same, for longer
+	$(UPSLOPE) demo --long
+
+check: $(READY) ## lint, format, types, imports and the fast tests, in under 90 seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(PYTEST) -m "not slow and not ($(REST))"
+
+format: $(READY) ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY) ## the whole suite a user needs, in under ten minutes
+	$(PYTEST) -m "not ($(REST))"
+
+test-rest: $(READY) ## the rest: equality with other libraries, faults, documentation
+	$(PYTEST) -m "$(REST)"
+
+test-all: test test-rest ## every test
+
+learning: $(READY) ## train every recipe on five seeds and print the table of results
+	$(BIN)/python benchmarks/learning.py
+
+clean: ## remove .venv and what the tools leave; runs/ stays
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt CMakeLists.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Upslope needs Python 3.11 or newer, and there is no '$(PYTHON)' here. Name yours: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Upslope needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)

@@ -1,0 +1,321 @@
+"""What every agent has: environments, `learn`, `predict`, `save` and `load`.
+
+One iteration collects a rollout and improves the policy on it:
+
+    rollout = collect(policy);   policy = update(rollout)
+
+An algorithm is a subclass with a configuration and `update`. Everything that evolves is returned by
+`state` as named tensors and numbers, and nothing else decides how training goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Self
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upslope import checkpoint, recipes
+from upslope.agents import saving
+from upslope.agents.config import Config, make_config
+from upslope.agents.evaluation import Best, evaluate_policy
+from upslope.agents.progress import Progress
+from upslope.engine.torch_engine import TorchEngine
+from upslope.errors import ArgumentError, CheckpointError
+from upslope.policies.actor_critic import make_policy
+from upslope.rollout.buffer import Rollout
+from upslope.rollout.collect import Collector
+from upslope.rollout.make import Environment, make_stream
+from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
+from upslope.seeding import derive32, generator
+
+Callback = Callable[["Agent[Any]", dict[str, float]], bool | None]
+
+
+class Agent(Generic[Config]):
+    """An agent on a stream of experience; see the subclass for its algorithm."""
+
+    config_class: type[Config]
+
+    def __init__(
+        self,
+        env: Environment,
+        *misplaced: Any,
+        policy: str | nn.Module | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        backend: str = "auto",
+        **settings: Any,
+    ) -> None:
+        name = type(self).__name__
+        if misplaced or (isinstance(env, str) and env.endswith("Policy")):
+            raise ArgumentError(
+                f"{name} takes the environment first and the policy by name: "
+                f'us.{name}(env, policy="mlp"), or just us.{name}(env)'
+            )
+        given = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
+        if given:
+            found = getattr(env, "num_envs", 1)
+            if settings.setdefault("n_envs", found) != found:
+                raise ArgumentError(
+                    f"n_envs={settings['n_envs']}, but the environment given has {found}: leave "
+                    "n_envs out, or give an id or a factory"
+                )
+        self.config: Config = make_config(self.config_class, settings)
+        self.env = env
+        self.env_kwargs = dict(env_kwargs or {})
+        self.device = torch.device(self.config.device)
+        config, seed = self.config, self.config.seed
+        self.stream = make_stream(env, config.n_envs, env_kwargs=self.env_kwargs, backend=backend)
+        spaces = self.stream.observation_space, self.stream.action_space
+        self.custom_policy = isinstance(policy, nn.Module)
+        self.policy = make_policy(
+            policy, *spaces, generator=generator(seed, "weights"), **config.policy_kwargs
+        ).to(self.device)
+        self.engine = TorchEngine(self.policy, max_grad_norm=config.max_grad_norm)
+        self.collector = self._make_collector()
+        self.iteration = 0
+        self.num_timesteps = 0
+        self.target_timesteps = 0
+        self.best = Best()
+        self._predictions = generator(seed, "predict", device=self.device)
+
+    def _make_collector(self) -> Collector:
+        config, stream = self.config, self.stream
+        shape, kept = stream.observation_space.shape or (), np.dtype(stream.observation_space.dtype)
+        normalize_observation = config.normalize_observation
+        if normalize_observation or np.issubdtype(kept, np.floating):
+            kept = np.dtype(np.float32)
+        head, steps = self.policy.head, config.n_steps
+        rollout = Rollout(steps, stream.n_envs, (shape, kept), (head.shape, head.dtype))
+        return Collector(
+            stream,
+            rollout,
+            seed=config.seed,
+            segment_length=math.ceil(config.segment_length / steps) * steps,
+            observation_normalizer=(
+                ObservationNormalizer(shape) if normalize_observation else None
+            ),
+            reward_normalizer=(
+                RewardNormalizer(stream.n_envs, config.gamma) if config.normalize_reward else None
+            ),
+        )
+
+    @classmethod
+    def from_recipe(cls, env: str, **settings: Any) -> Self:
+        """Return an agent with the tuned settings for an environment id, changed by `settings`.
+
+        Raises ConfigError when there is no recipe for it.
+        """
+        recipe = recipes.find(cls.__name__, env)
+        chosen = {"env_kwargs": recipe.env_kwargs} | recipe.settings | settings
+        return cls(env, **chosen)
+
+    # -- learning ------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Improve the policy on one rollout; returns what is worth logging."""
+        raise NotImplementedError
+
+    @property
+    def progress_remaining(self) -> float:
+        """The share of the steps to learn that is still to come, from 1 to 0."""
+        return max(0.0, 1 - self.num_timesteps / max(1, self.target_timesteps))
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callback | None = None,
+        *,
+        progress_bar: bool = False,
+        eval_freq: int | None = None,
+        n_eval_episodes: int = 20,
+        eval_env: Environment | None = None,
+        eval_env_kwargs: Mapping[str, Any] | None = None,
+        reset_num_timesteps: bool = True,
+    ) -> Self:
+        """Learn for `total_timesteps` environment steps (of all environments together).
+
+        After every iteration `callback(agent, metrics)` is called; False stops. Every `eval_freq`
+        environment steps the policy is evaluated over `n_eval_episodes` episodes and the best one
+        kept (`best`, `restore_best`). `reset_num_timesteps=False` goes on counting where it was.
+        """
+        if not isinstance(total_timesteps, int | np.integer) or total_timesteps < 1:
+            raise ArgumentError(
+                f"total_timesteps={total_timesteps!r}: learn takes a whole number of at least 1"
+            )
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+        self.target_timesteps = self.num_timesteps + int(total_timesteps)
+        return self.go_on(
+            callback,
+            progress_bar=progress_bar,
+            eval_freq=eval_freq,
+            n_eval_episodes=n_eval_episodes,
+            eval_env=eval_env,
+            eval_env_kwargs=eval_env_kwargs,
+        )
+
+    def go_on(
+        self,
+        callback: Callback | None = None,
+        *,
+        progress_bar: bool = False,
+        eval_freq: int | None = None,
+        n_eval_episodes: int = 20,
+        eval_env: Environment | None = None,
+        eval_env_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Go on to the end of the last `learn`, also after the agent was saved and loaded."""
+        if eval_freq is not None:
+            self._check_evaluation(eval_freq, eval_env)
+        with Progress(
+            self.target_timesteps, done=self.num_timesteps, shown=progress_bar
+        ) as progress:
+            while self.num_timesteps < self.target_timesteps:
+                before = self.num_timesteps
+                metrics = self.iterate()
+                if eval_freq and before // eval_freq < self.num_timesteps // eval_freq:
+                    metrics |= self._evaluate(n_eval_episodes, eval_env, eval_env_kwargs)
+                progress.show(self.num_timesteps, metrics)
+                if callback is not None and callback(self, metrics) is False:
+                    break
+        return self
+
+    def iterate(self) -> dict[str, float]:
+        """Collect one rollout and update on it; returns the metrics of both."""
+        seed = self.config.seed
+        rollout = self.collector.collect(
+            self.policy, generator(seed, "act", self.iteration, device=self.device)
+        )
+        metrics = self.update(rollout) if rollout.n_valid else {}
+        self.num_timesteps += rollout.n_valid
+        self.iteration += 1
+        return self.collector.summary() | metrics
+
+    def _check_evaluation(self, freq: int, env: Environment | None) -> None:
+        if freq < 1:
+            raise ArgumentError(f"eval_freq={freq}: it takes a number of steps of at least 1")
+        if env is None and not isinstance(self.env, str) and not self.stream.remakes:
+            raise ArgumentError(
+                "eval_freq needs eval_env= when the agent was given environments already made: "
+                "an id or a factory"
+            )
+
+    def _evaluate(
+        self, episodes: int, env: Environment | None, env_kwargs: Mapping[str, Any] | None
+    ) -> dict[str, float]:
+        mean, std = evaluate_policy(
+            self,
+            self.env if env is None else env,
+            n_eval_episodes=episodes,
+            seed=derive32(self.config.seed, "evaluation", self.num_timesteps),
+            env_kwargs=self.env_kwargs if env is None and env_kwargs is None else env_kwargs,
+        )
+        if mean > self.best.mean:
+            tensors = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+            normalizer = self.collector.observation_normalizer
+            scale = None if normalizer is None else normalizer.state_dict()
+            self.best = Best(self.num_timesteps, mean, tensors, scale)
+        return {"eval_return": mean, "eval_return_std": std}
+
+    def restore_best(self) -> Self:
+        """Take back the policy of the best evaluation; raises ArgumentError when there was none."""
+        if self.best.tensors is None:
+            raise ArgumentError("there is no best policy yet: learn with eval_freq= keeps it")
+        self.policy.load_state_dict(self.best.tensors)
+        if self.best.scale is not None and self.collector.observation_normalizer is not None:
+            self.collector.observation_normalizer.load_state_dict(self.best.scale)
+        return self
+
+    # -- acting --------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, None]:
+        """Return the action for one observation or for a batch [N, ...], and the state (None).
+
+        Raises ArgumentError for an observation that is of neither shape or not finite, and for a
+        state or masks, which this policy does not take.
+        """
+        if state is not None or action_masks is not None:
+            raise ArgumentError(
+                "this policy is neither recurrent nor masked: leave state and action_masks out"
+            )
+        shape, array = self.stream.observation_space.shape or (), np.asarray(observation)
+        single = array.shape == shape
+        if not single and array.shape[1:] != shape:
+            raise ArgumentError(
+                f"observation has shape {array.shape}; predict takes {shape} or {('N', *shape)}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArgumentError(
+                "observation has NaN or infinity in it; predict takes finite numbers"
+            )
+        rows = self.collector.prepared(array[None] if single else array).copy()
+        with torch.inference_mode():
+            distribution = self.policy.distribution(torch.from_numpy(rows).to(self.device))
+            drawn = distribution.mode() if deterministic else distribution.sample(self._predictions)
+        action = self.policy.head.to_environment(drawn.cpu().numpy())
+        return (action[0] if single else action), None
+
+    # -- saving and loading --------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return everything that evolves: named tensors, and a dictionary for JSON."""
+        return saving.state_of(self)
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | Path | None = None
+    ) -> None:
+        """Take up a saved state whole, or raise CheckpointError and change nothing."""
+        saving.take_up(self, tensors, meta, path)
+
+    def save(self, path: str | Path) -> Path:
+        """Save the agent as a folder at `path`, replacing an agent saved there before."""
+        return checkpoint.save_at(Path(path), *self.state())
+
+    @classmethod
+    def load(
+        cls, path: str | Path, env: Environment | None = None, *, policy: nn.Module | None = None
+    ) -> Self:
+        """Load an agent; `env` when it was trained on environments that have no id.
+
+        Raises CheckpointError when the files are damaged or of another algorithm or shape.
+        """
+        tensors, meta = checkpoint.read(Path(path))
+        return cls.from_state(tensors, meta, env, policy=policy, path=path)
+
+    @classmethod
+    def from_state(
+        cls,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        env: Environment | None = None,
+        *,
+        policy: nn.Module | None = None,
+        path: str | Path | None = None,
+    ) -> Self:
+        """Return the agent of a saved state; `path` is only named in errors."""
+        if meta.get("algorithm") != cls.__name__:
+            raise CheckpointError(
+                f"{path} holds an agent of {meta.get('algorithm')}, not of {cls.__name__}"
+            )
+        saving.check_complete(meta, path)
+        if env is None and meta["env"] is None:
+            raise ArgumentError(f"{path} was trained on environments without an id: give env=")
+        if meta["custom_policy"] and policy is None:
+            raise ArgumentError(f"{path} was trained with a module of your own: give policy=")
+        wanted = meta["env"] if env is None else env
+        agent = cls(wanted, policy=policy, **saving.making(meta, wanted), **meta["config"])
+        agent.load_state(tensors, meta, path)
+        return agent

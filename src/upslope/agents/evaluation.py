@@ -1,0 +1,137 @@
+"""How good a policy is: the mean return of whole episodes, without learning.
+
+J = E[sum_t r_t],   estimated by the mean over n episodes, undiscounted, of unchanged rewards
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from torch import Tensor
+
+from upslope.errors import ArgumentError
+from upslope.rollout.make import make_stream
+from upslope.rollout.stream import final_info
+
+AT_ONCE = 100
+
+
+@dataclass(slots=True)
+class Best:
+    """The best evaluation so far: after how many steps, its mean return, the policy's tensors, what
+    its observations were scaled by."""
+
+    timesteps: int = 0
+    mean: float = -math.inf
+    tensors: dict[str, Tensor] | None = None
+    scale: dict[str, np.ndarray] | None = None
+
+
+class Predicts(Protocol):
+    """What can be evaluated: whatever has a `predict` like an agent's."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Return the actions for observations [N, ...], and the next recurrent state."""
+        ...
+
+
+class Episodes(NamedTuple):
+    """Whole episodes: returns [n], lengths in steps [n], scores [n] (nan where there is none)."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+
+
+def run_episodes(
+    agent: Predicts,
+    env: str | Callable[[], gymnasium.Env] | gymnasium.Env | gymnasium.vector.VectorEnv,
+    n_episodes: int,
+    *,
+    deterministic: bool = True,
+    seed: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    n_envs: int | None = None,
+) -> Episodes:
+    """Play `n_episodes` whole episodes in vector environments; returns them in order of place.
+
+    Each environment plays a fixed share of the episodes, so that short ones are not favoured.
+    """
+    if n_episodes < 1:
+        raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
+    given = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
+    wanted = getattr(env, "num_envs", 1) if given else n_envs or min(n_episodes, AT_ONCE)
+    stream = make_stream(env, wanted, env_kwargs=dict(env_kwargs or {}))
+    try:
+        stream.reset(seed)
+        count = stream.n_envs
+        share = np.full(count, n_episodes // count) + (np.arange(count) < n_episodes % count)
+        played: list[list[tuple[float, float, float]]] = [[] for _ in range(count)]
+        total, length = np.zeros(count), np.zeros(count, np.int64)
+        left, state, start = share.copy(), None, np.ones(count, bool)
+        while left.any():
+            action, state = agent.predict(
+                stream.observation, state, episode_start=start, deterministic=deterministic
+            )
+            step = stream.step(action)
+            total += step.reward
+            length += step.valid
+            start = step.terminated | step.truncated
+            if start.any():
+                score = final_info(step.info, "score")
+                for i in np.flatnonzero(start):
+                    if left[i]:
+                        found = np.nan if score is None else score[i]
+                        played[i].append((total[i], length[i], found))
+                        left[i] -= 1
+                total[start] = 0
+                length[start] = 0
+    finally:
+        if not given:
+            stream.close()
+    return Episodes(*np.array([episode for place in played for episode in place]).T)
+
+
+def evaluate_policy(
+    agent: Predicts,
+    env: str | Callable[[], gymnasium.Env] | gymnasium.Env | gymnasium.vector.VectorEnv,
+    n_eval_episodes: int = 10,
+    *,
+    deterministic: bool = True,
+    seed: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    n_envs: int | None = None,
+    return_episode_rewards: bool = False,
+) -> Any:
+    """Return the mean and the standard deviation of the return over `n_eval_episodes` episodes.
+
+    The episodes are played in `n_envs` environments at once (at most 100 by default). With
+    `return_episode_rewards=True` returns the list of returns and the list of lengths in steps
+    instead. Changes nothing about the agent's training.
+
+    Raises ArgumentError for an environment or a number of episodes that it cannot take.
+    """
+    played = run_episodes(
+        agent,
+        env,
+        n_eval_episodes,
+        deterministic=deterministic,
+        seed=seed,
+        env_kwargs=env_kwargs,
+        n_envs=n_envs,
+    )
+    if return_episode_rewards:
+        return played.returns.tolist(), played.lengths.astype(int).tolist()
+    return float(played.returns.mean()), float(played.returns.std())

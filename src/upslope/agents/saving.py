@@ -1,0 +1,124 @@
+"""An agent as named tensors and a dictionary for JSON, and back.
+
+    policy/NAME, adam_m/NAME, adam_v/NAME    parameters, and Adam's moments of them
+    experience/...                           normalisers, open episodes, what the environments need
+
+A state is taken up whole, or refused with every difference named and nothing changed.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope import checkpoint
+from upslope.errors import CheckpointError
+from upslope.rollout.collect import under
+
+if TYPE_CHECKING:
+    from upslope.agents.agent import Agent
+
+COUNTERS = ("iteration", "num_timesteps", "target_timesteps")
+REQUIRED = (*COUNTERS, "engine_steps", "config", "env", "env_kwargs", "backend")
+REQUIRED += ("custom_policy", "best")
+
+
+def state_of(agent: Agent[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return everything about an agent that evolves, and what it was made with."""
+    arrays, numbers = agent.collector.state()
+    tensors = fixed_tensors(agent)
+    tensors |= {f"experience/{name}": array for name, array in arrays.items()}
+    best = {"timesteps": agent.best.timesteps, "mean": agent.best.mean}
+    meta = {
+        "algorithm": type(agent).__name__,
+        "config": asdict(agent.config),
+        "env": agent.env if isinstance(agent.env, str) else None,
+        "env_kwargs": agent.env_kwargs,
+        "backend": agent.stream.backend,
+        "custom_policy": agent.custom_policy,
+        **spaces(agent),
+        **{name: getattr(agent, name) for name in COUNTERS},
+        "engine_steps": agent.engine.steps,
+        "best": best if math.isfinite(agent.best.mean) else None,
+        "experience": numbers,
+        "made_with": made_with(),
+    }
+    return tensors, meta
+
+
+def take_up(
+    agent: Agent[Any],
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    path: str | Path | None,
+) -> None:
+    """Make an agent what was saved; raises CheckpointError naming every difference."""
+    fixed = fixed_tensors(agent)
+    expected = agent.collector.expected(meta.get("experience", {}))
+    checkpoint.check_compatible(
+        tensors,
+        meta,
+        fixed | {f"experience/{name}": spec for name, spec in expected.items()},
+        algorithm=type(agent).__name__,
+        expected_meta=spaces(agent),
+        required_meta=(*REQUIRED, "experience", "made_with"),
+        path=path,
+    )
+    for name, tensor in fixed.items():
+        tensor.data.copy_(tensors[name])
+    for name in COUNTERS:
+        setattr(agent, name, meta[name])
+    agent.engine.steps = meta["engine_steps"]
+    if meta["best"] is not None:
+        agent.best.timesteps, agent.best.mean = meta["best"]["timesteps"], meta["best"]["mean"]
+    arrays = {name: tensor.numpy() for name, tensor in under("experience/", tensors).items()}
+    agent.collector.load_state(arrays, meta["experience"])
+
+
+def check_complete(meta: Mapping[str, Any], path: str | Path | None) -> None:
+    """Raise CheckpointError unless the saved state says what an agent is made from."""
+    missing = [name for name in REQUIRED if name not in meta]
+    if missing:
+        raise CheckpointError(f"checkpoint {path} is not an agent's: it lacks {', '.join(missing)}")
+
+
+def making(meta: Mapping[str, Any], env: Any) -> dict[str, Any]:
+    """Return with which env_kwargs and backend a saved agent's environments are made again."""
+    if env != meta["env"] and not (meta["env"] is None and callable(env)):
+        return {}  # others than it was trained on
+    backend = meta["backend"] if meta["backend"] != "given" else "auto"
+    return {"env_kwargs": meta["env_kwargs"], "backend": backend}
+
+
+def fixed_tensors(agent: Agent[Any]) -> dict[str, Any]:
+    """Return the tensors whose names and shapes the agent's settings decide, live."""
+    buffers = {f"buffer/{name}": buffer for name, buffer in agent.policy.named_buffers()}
+    return agent.engine.state() | buffers
+
+
+def spaces(agent: Agent[Any]) -> dict[str, str]:
+    """Return the agent's spaces as text."""
+    stream = agent.stream
+    found = {"observation_space": stream.observation_space, "action_space": stream.action_space}
+    return {name: str(space) for name, space in found.items()}
+
+
+def made_with() -> dict[str, str | int]:
+    """Return the versions and the machine's features that decide how sums come out."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "gymnasium": gymnasium.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,34 @@
+"""The algorithms by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from upslope import checkpoint
+from upslope.agents.agent import Agent, Environment
+from upslope.agents.ppo import PPO
+from upslope.errors import ArgumentError, suggest
+
+ALGORITHMS: dict[str, type[Agent[Any]]] = {"ppo": PPO}
+
+
+def algorithm_class(name: str) -> type[Agent[Any]]:
+    """Return the class of an algorithm by its name, in capitals or not."""
+    if name.lower() not in ALGORITHMS:
+        raise ArgumentError(
+            f"there is no algorithm {name!r}{suggest(name.lower(), ALGORITHMS)}; there is "
+            + ", ".join(ALGORITHMS)
+        )
+    return ALGORITHMS[name.lower()]
+
+
+def load(
+    path: str | Path, env: Environment | None = None, *, policy: nn.Module | None = None
+) -> Agent[Any]:
+    """Load an agent that `save` saved, of whichever algorithm; see `Agent.load`."""
+    tensors, meta = checkpoint.read(Path(path))
+    kind = algorithm_class(str(meta.get("algorithm")))
+    return kind.from_state(tensors, meta, env, policy=policy, path=path)

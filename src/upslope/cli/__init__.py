@@ -1,0 +1,1 @@
+"""The `upslope` command: one small file per subcommand."""

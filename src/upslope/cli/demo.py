@@ -1,0 +1,62 @@
+"""`upslope demo`: learn Flappy Bird in five minutes, then play it and film it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from upslope.cli.evaluate import score_report
+from upslope.cli.options import parse, split
+from upslope.cli.train import configure
+from upslope.errors import ArgumentError
+from upslope.runs import run
+from upslope.runs.pictures import learning_curve
+from upslope.runs.video import film
+
+ENV = "upslope/FlappyBird-v0"
+GOAL, LIVES = 10_000, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the demonstration is told."""
+
+    max_seconds: float = 300.0
+    """Learn for at most this many seconds."""
+    seed: int = 0
+    """The number that every random draw is derived from."""
+    long: bool = False
+    """Learn to the end of the recipe, without a limit of time."""
+    runs: Path = Path("runs")
+    """Where the run's folder is made."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run `upslope demo`."""
+    words, options = split(arguments)
+    chosen = parse(DemoOptions(), options, prog="upslope demo", description=__doc__ or "")
+    if words:
+        raise ArgumentError("demo takes options only: upslope demo --help lists them")
+    limit = None if chosen.long else chosen.max_seconds
+    config, _ = configure("ppo", ENV, [])
+    config = dataclasses.replace(config, settings=config.settings | {"seed": chosen.seed})
+    folder = run.free_name(chosen.runs, "flappy-bird")
+    run.create(folder, config)
+    print(f"PPO learns Flappy Bird in {folder}, " + (f"at most {limit:g} s" if limit else "to the end"))
+    outcome = run.train(folder, config, max_seconds=limit, progress=not chosen.quiet)
+    print(f"learned for {outcome.agent.num_timesteps:,} frames; curve: {learning_curve(folder)}")
+    if outcome.exit_code:
+        return outcome.exit_code
+    print(f"playing {LIVES} lives, deterministically, each stopped at {GOAL:,} pipes ...")
+    played = run.evaluate(folder, episodes=LIVES, env_kwargs={"score_limit": GOAL})
+    print("pipes: " + ", ".join(f"{score:,.0f}" for score in sorted(played.scores)))
+    print(score_report(played.scores))
+    reached = np.median(played.scores) >= GOAL
+    print(f"the median life {'reached' if reached else 'did not reach'} {GOAL:,} pipes")
+    print(f"video: {film(folder)}")
+    return 0

@@ -1,0 +1,68 @@
+"""Reading a subcommand's options: names checked first, then `tyro` on a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from upslope.errors import ArgumentError, suggest
+
+Options = TypeVar("Options")
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before the first option, and the rest."""
+    for k, word in enumerate(arguments):
+        if word.startswith("-"):
+            return list(arguments[:k]), list(arguments[k:])
+    return list(arguments), []
+
+
+def parse(default: Options, arguments: Sequence[str], *, prog: str, description: str) -> Options:
+    """Return the options over their defaults; raises ArgumentError for a name there is not.
+
+    Fields that are dataclasses give their own fields as options, without a prefix.
+    """
+    known = {"help", *_names(default)}
+    for word in arguments:
+        name = word.removeprefix("--").split("=")[0].replace("_", "-")
+        if not word.startswith("--") or name in known or name.removeprefix("no-") in known:
+            continue
+        raise ArgumentError(
+            f"there is no option --{name}{suggest(name, known)}; {prog} --help lists them"
+        )
+    return tyro.cli(
+        type(default),
+        default=default,
+        args=arguments,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _names(options: Any) -> list[str]:
+    found: list[str] = []
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        nested = dataclasses.is_dataclass(value)
+        found += _names(value) if nested else [item.name.replace("_", "-")]
+    return found
+
+
+def table(name: str, text: str | None) -> dict[str, Any]:
+    """Return the entries of an option that is written as TOML, such as '{score_limit = 100}'."""
+    if text is None:
+        return {}
+    inside = text.strip()
+    inside = inside if inside.startswith("{") else "{" + inside + "}"
+    try:
+        return tomllib.loads(f"it = {inside}")["it"]
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(
+            f"--{name} {text!r} is not a table such as '{{score_limit = 100}}': {error}"
+        ) from None

@@ -1,0 +1,1 @@
+"""One optimisation step: differentiate a loss, clip the gradient, take Adam's step."""

@@ -1,0 +1,125 @@
+"""The torch engine: one step of Adam along the clipped gradient of a loss.
+
+    g     = grad L(theta),  scaled by min(1, max_grad_norm / |g|)
+    m     = beta_1 m + (1 - beta_1) g
+    v     = beta_2 v + (1 - beta_2) g^2
+    theta = theta - alpha (m / (1 - beta_1^t)) / (sqrt(v / (1 - beta_2^t)) + epsilon)
+
+Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from upslope.engine.flat import FlatParameters
+from upslope.errors import NotFiniteError
+from upslope.policies.actor_critic import ActorCritic
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+Gathered = TypeVar("Gathered", covariant=True)
+
+
+class Indexable(Protocol[Gathered]):
+    """A batch of which rows can be taken."""
+
+    def __getitem__(self, index: Tensor) -> Gathered:
+        """Return the rows named by `index`."""
+        ...
+
+
+Loss = Callable[[ActorCritic, Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+class TorchEngine:
+    """Takes optimisation steps on a policy; `step(loss, batch, index)` differentiates `loss`."""
+
+    def __init__(
+        self, policy: ActorCritic, *, max_grad_norm: float | None, adam_eps: float = 1e-5
+    ) -> None:
+        self.policy = policy
+        self.flat = FlatParameters(policy, policy.policy_parameters())
+        self.max_grad_norm = max_grad_norm
+        self.adam_eps = adam_eps
+        self.steps = 0
+        self.chunk_gradients = torch.zeros(0, self.flat.leading_size)
+
+    def step(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        index: Tensor,
+        learning_rate: float,
+        chunks: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Take one step down `loss(policy, batch[index])`, a mean over rows; return its metrics.
+
+        `chunks` splits `index` into disjoint parts. The parts are then differentiated one after the
+        other, which adds up to the same gradient, and each part's own gradient in the policy's
+        parameters is kept in `chunk_gradients` [K, P], for the price of a copy.
+
+        Raises NotFiniteError, before anything is changed, when the gradient is not finite.
+        """
+        gradient = self.flat.gradient.zero_()
+        if chunks is None:
+            value, metrics = loss(self.policy, batch[index])
+            value.backward()
+        else:
+            metrics = self._accumulate(loss, batch, chunks)
+        norm = torch.linalg.vector_norm(gradient)
+        if not math.isfinite(float(norm)):
+            raise NotFiniteError(
+                f"the gradient of optimisation step {self.steps + 1} is not finite (norm "
+                f"{float(norm)}): the weights were left as they were before it"
+            )
+        if self.max_grad_norm is not None and norm > self.max_grad_norm:
+            gradient.mul_(self.max_grad_norm / norm)
+        self._adam(learning_rate)
+        metrics["gradient_norm"] = norm
+        return metrics
+
+    def _accumulate(
+        self, loss: Loss, batch: Indexable, chunks: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Differentiate the chunks one by one, keeping each one's gradient."""
+        flat, rows = self.flat, sum(len(chunk) for chunk in chunks)
+        kept = torch.empty(len(chunks), flat.leading_size, device=flat.gradient.device)
+        so_far = torch.zeros_like(kept[0])
+        metrics: dict[str, Tensor] = {}
+        for k, chunk in enumerate(chunks):
+            value, found = loss(self.policy, batch[chunk])
+            weight = len(chunk) / rows
+            (value * weight).backward()
+            total = flat.gradient[: flat.leading_size]
+            torch.sub(total, so_far, out=kept[k]).div_(weight)
+            so_far.copy_(total)
+            for name, number in found.items():
+                metrics[name] = metrics.get(name, 0) + weight * number
+        self.chunk_gradients = kept
+        return metrics
+
+    @torch.no_grad()
+    def _adam(self, learning_rate: float) -> None:
+        flat = self.flat
+        self.steps += 1
+        flat.first_moment.lerp_(flat.gradient, 1 - BETA_1)
+        flat.second_moment.mul_(BETA_2).addcmul_(flat.gradient, flat.gradient, value=1 - BETA_2)
+        denominator = flat.second_moment.sqrt().div_(math.sqrt(1 - BETA_2**self.steps))
+        rate = learning_rate / (1 - BETA_1**self.steps)
+        flat.value.addcdiv_(flat.first_moment, denominator.add_(self.adam_eps), value=-rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and moments by name, as views of the live buffers."""
+        named = {"policy": self.flat.value, "adam_m": self.flat.first_moment}
+        named["adam_v"] = self.flat.second_moment
+        return {
+            f"{kind}/{name}": piece
+            for kind, flat in named.items()
+            for name, piece in self.flat.named(flat).items()
+        }

@@ -1,0 +1,133 @@
+"""How good a sampled gradient is, from the gradients of the chunks it was averaged over.
+
+K independent chunks of b_k samples, B = Σ b_k, with mean gradients g_k around the true gradient G
+and per-sample covariance Σ:
+
+    ḡ     = Σ b_k g_k / B                                   the gradient of the step
+    tr Σ  ≈ 1/(K-1) (Σ b_k |g_k|² - B |ḡ|²)                  noise of one sample
+    |G|²  ≈ |ḡ|² - tr Σ / B                                 signal
+
+both unbiased. McCandlish et al. 2018, arXiv:1812.06162, section 2.2 and appendix A.1, there for two
+batch sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from upslope.errors import ArgumentError, NotFiniteError, check_range
+from upslope.shapes import shaped
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientQuality:
+    """How much of a step's gradient is signal; `str` of it is one line for people."""
+
+    resolved: bool
+    """Whether the estimate of |G|² is positive; if not, the next three are nan."""
+    signal_to_noise: float
+    """|G|² / (tr Σ / B), a power ratio: above 1 the step is more signal than noise."""
+    noise_scale: float
+    """tr Σ / |G|², in samples: the batch size at which signal and noise are equal."""
+    cosine: float
+    """Expected cosine of the step's gradient to the true one, sqrt(1 / (1 + noise scale / B))."""
+    ascent_probability: float
+    """1 - p of a t-test that the other chunks' mean points along each chunk; nan for two chunks."""
+    chunks: int
+    """K, the number of chunks."""
+    samples: int
+    """B, the number of samples in all chunks."""
+
+    def __str__(self) -> str:
+        """Return one line: what was found, and from how much."""
+        source = f"{self.chunks} chunks, {self.samples} samples"
+        if not self.resolved:
+            return f"gradient not resolved: the noise hides the signal ({source})"
+        return (
+            f"signal-to-noise {self.signal_to_noise:.3g}, "
+            f"noise scale {self.noise_scale:.3g} samples, "
+            f"cosine {self.cosine:.3f}, ascent probability {self.ascent_probability:.3f} ({source})"
+        )
+
+
+@shaped
+def quality(
+    chunk_gradients: Float[Tensor, "K P"], chunk_size: int | Int[Tensor, " K"]
+) -> GradientQuality:
+    """Return how good the mean of `chunk_gradients` is, from how much its K >= 2 rows disagree.
+
+    Rows are gradients averaged over independent chunks of `chunk_size` samples, one number or one
+    per chunk. Equal rows have no noise: signal-to-noise without bound, cosine 1. The leave-one-out
+    products of two chunks are the same number, which no t-test can judge: their ascent probability
+    is nan. With chunks of different sizes the t-test, which supposes one variance, is approximate.
+    Raises ShapeError for other shapes, ArgumentError for fewer than two chunks or a size below 1,
+    and NotFiniteError for NaN or infinity in a gradient.
+    """
+    chunks = len(chunk_gradients)
+    if chunks < 2:
+        raise ArgumentError(f"chunk_gradients takes at least 2 chunks, got {chunks}")
+    product = _inner_products(chunk_gradients)
+    size = torch.as_tensor(chunk_size).to("cpu", torch.float64).expand(chunks).contiguous()
+    check_range("chunk_size", size.min().item(), 1)
+
+    samples = size.sum()
+    mean_square = size @ product @ size / samples**2
+    noise = ((size @ product.diagonal() - samples * mean_square) / (chunks - 1)).clamp(min=0)
+    signal = mean_square - noise / samples
+    resolved = bool(signal > 0)
+    scale = float(noise / signal) if resolved else math.nan
+    ratio = float(samples) / scale if scale > 0 else math.inf
+
+    others = (product @ size - size * product.diagonal()) / (samples - size)  # g_k · ḡ_{-k}
+    deviation, mean = torch.std_mean(others)
+    t = float(mean / deviation * math.sqrt(chunks)) if chunks > 2 else math.nan
+    return GradientQuality(
+        resolved=resolved,
+        signal_to_noise=ratio if resolved else math.nan,
+        noise_scale=scale,
+        cosine=math.sqrt(1 / (1 + scale / float(samples))),
+        ascent_probability=student_t_cdf(t, chunks - 1),
+        chunks=chunks,
+        samples=int(samples),
+    )
+
+
+def _inner_products(gradients: Tensor) -> Tensor:
+    """Return g_j · g_k of all pairs of rows, [K, K], in float64 on the CPU."""
+    gradients = gradients.detach().double()
+    product = (gradients @ gradients.T).cpu()
+    finite = product.diagonal().isfinite()
+    if not finite.all():
+        k = int(finite.int().argmin())
+        raise NotFiniteError(f"chunk_gradients takes finite numbers, got NaN or inf in chunk {k}")
+    return product
+
+
+def student_t_cdf(t: float, dof: int) -> float:
+    """Return P(T <= t) for Student's t with a whole number of degrees of freedom, by finite sums.
+
+    With θ = atan(t / √ν), P(|T| <= t) for t >= 0 is
+
+        even ν:   sin θ (1 + 1/2 cos²θ + 1·3/(2·4) cos⁴θ + ...)
+        odd ν:    2/π (θ + sin θ cos θ (1 + 2/3 cos²θ + 2·4/(3·5) cos⁴θ + ...))
+
+    with ν // 2 terms in the inner brackets.
+
+    Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4.
+    """
+    theta = math.atan(t / math.sqrt(dof))
+    odd = dof % 2
+    term, total = 1.0, 0.0
+    for k in range(1, dof // 2 + 1):
+        total += term
+        term *= (2 * k - 1 + odd) / (2 * k + odd) * math.cos(theta) ** 2
+    if odd:
+        inside = 2 / math.pi * (theta + math.sin(theta) * math.cos(theta) * total)
+    else:
+        inside = math.sin(theta) * total
+    return (1 + inside) / 2

@@ -1,0 +1,1 @@
+"""Policies: distributions over Gymnasium spaces, networks, and actor-critics made of both."""

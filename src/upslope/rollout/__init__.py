@@ -1,0 +1,3 @@
+"""Experience: one stream from any vector environment, normalisers, buffers, collection."""
+
+from __future__ import annotations

@@ -1,0 +1,107 @@
+"""A rollout: T steps of N environments, time-major, in memory that is allocated once.
+
+    observation [T, N, ...]   action [T, N, ...]   reward, log_prob, value, next_value [T, N]
+    terminated, truncated, valid [T, N]            advantage, target [T, N]
+
+`next_value` is v of the true next observation: the following row's value, except where an episode
+was truncated, where it is the value of the observation the episode ended in. It is 0 where the
+episode terminated. A row that is not `valid` (a reset that Gymnasium's NEXT_STEP mode shows as a
+step) is in the buffer and in nothing that is computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """M rows of experience, flat: what a loss sees. Every field [M] or [M, ...]."""
+
+    observation: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        """Return the rows named by `index` [B] int64."""
+        index = index.to(self.action.device)
+        return Batch(
+            self.observation.index_select(0, index),
+            self.action.index_select(0, index),
+            self.log_prob.index_select(0, index),
+            self.value.index_select(0, index),
+            self.advantage.index_select(0, index),
+            self.target.index_select(0, index),
+        )
+
+
+class Rollout:
+    """The buffer of one iteration, filled by the collector and read by the algorithm."""
+
+    def __init__(
+        self,
+        n_steps: int,
+        n_envs: int,
+        observation: tuple[tuple[int, ...], np.dtype],
+        action: tuple[tuple[int, ...], np.dtype],
+    ) -> None:
+        shape = (n_steps, n_envs)
+        self.n_steps, self.n_envs = shape
+        self.observation = np.zeros((*shape, *observation[0]), observation[1])
+        self.last_observation = np.zeros((n_envs, *observation[0]), observation[1])
+        self.action = np.zeros((*shape, *action[0]), action[1])
+        self.log_prob = torch.zeros(shape)
+        self.reward = np.zeros(shape, np.float32)
+        self.terminated = np.zeros(shape, bool)
+        self.truncated = np.zeros(shape, bool)
+        self.valid = np.zeros(shape, bool)
+        self.value = torch.zeros(shape)
+        self.next_value = torch.zeros(shape)
+        self.advantage = torch.zeros(shape)
+        self.target = torch.zeros(shape)
+        self.cut: list[tuple[int, np.ndarray, np.ndarray]] = []
+        """(step, environments, the observations they were truncated in)."""
+
+    @property
+    def n_valid(self) -> int:
+        """The number of environment steps in it."""
+        return int(np.count_nonzero(self.valid))
+
+    def flat(self, device: torch.device) -> Batch:
+        """Return all rows as one batch, [T N, ...], views on a CPU."""
+
+        def rows(field: Tensor | np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(field) if isinstance(field, np.ndarray) else field
+            return tensor.flatten(0, 1).to(device)
+
+        fields = (self.observation, self.action, self.log_prob, self.value)
+        return Batch(*[rows(field) for field in (*fields, self.advantage, self.target)])
+
+    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield every valid row once, shuffled, as index tensors of nearly equal length.
+
+        There are round(valid rows / batch_size) of them: no small one is left over at the end, over
+        which an advantage could not be standardised.
+        """
+        rows = torch.from_numpy(np.flatnonzero(self.valid.ravel()))
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        yield from order.tensor_split(max(1, round(len(rows) / batch_size)))
+
+    def chunks(self, index: Tensor, at_most: int = 8) -> list[Tensor] | None:
+        """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.
+
+        Environment n belongs to group n modulo K, so that the groups' samples are independent of
+        each other, which single steps of one episode are not.
+        """
+        group = index % self.n_envs % min(at_most, self.n_envs)
+        parts = [index[group == k] for k in range(min(at_most, self.n_envs))]
+        parts = [part for part in parts if len(part)]
+        return parts if len(parts) > 1 else None

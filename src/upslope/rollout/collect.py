@@ -1,0 +1,282 @@
+"""Collecting experience: the policy acts in the environments, and a rollout is filled.
+
+Experience comes in *segments* of a fixed number of steps, independent of when a run is saved. At a
+segment's start the environments are made anew with a seed derived from its number; the episodes
+that a segment cuts are truncations. So the environments' state need not be saved: their making and
+the actions since then give it back exactly. Environments that can save their state do so instead,
+and then there are no segments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.errors import CheckpointError
+from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.buffer import Rollout
+from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
+from upslope.rollout.stream import Step, Stream, final_info
+from upslope.seeding import derive32
+
+RECENT_EPISODES = 100
+ROWS_AT_ONCE = 16_384
+
+
+class Collector:
+    """Everything about the experience that evolves: environments, normalisers, episode counts."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        rollout: Rollout,
+        *,
+        seed: int,
+        segment_length: int,
+        observation_normalizer: ObservationNormalizer | None = None,
+        reward_normalizer: RewardNormalizer | None = None,
+    ) -> None:
+        self.stream, self.rollout, self.seed = stream, rollout, seed
+        self.segment_length = segment_length
+        self.observation_normalizer = observation_normalizer
+        self.reward_normalizer = reward_normalizer
+        self.segment = -1
+        self.segment_steps = 0
+        self.actions: list[np.ndarray] = []
+        self.observation = rollout.last_observation.copy()
+        self.episode_return = np.zeros(stream.n_envs)
+        self.episode_length = np.zeros(stream.n_envs, np.int64)
+        self.episodes = 0
+        self._saved: dict[str, Any] | None = None  # what is to be restored at the next step
+        # (return, length in steps, score or NaN) of the episodes that ended last
+        self.recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_EPISODES)
+
+    def collect(self, policy: ActorCritic, generator: torch.Generator) -> Rollout:
+        """Step the environments T times under the policy; returns the filled rollout."""
+        rollout, device = self.rollout, next(policy.parameters()).device
+        saved, self._saved = self._saved, None
+        if self.segment < 0 or self._segment_is_over() or saved == {}:
+            self._begin_segment(self.segment + 1)
+        elif saved is not None:
+            self._restore_environments(policy, saved)
+        rollout.cut.clear()
+        with torch.inference_mode():
+            for t in range(rollout.n_steps):
+                rollout.observation[t] = self.observation
+                observation = torch.from_numpy(rollout.observation[t]).to(device)
+                distribution = policy.distribution(observation)
+                action = distribution.sample(generator)
+                rollout.log_prob[t] = distribution.log_prob(action)
+                rollout.action[t] = action.cpu().numpy()
+                self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
+        rollout.last_observation[:] = self.observation
+        self.segment_steps += rollout.n_steps
+        if self.replays:
+            self.actions.append(rollout.action.copy())
+        return rollout
+
+    def _record(self, t: int, step: Step) -> None:
+        """Put one step into row t of the rollout and into the statistics."""
+        rollout = self.rollout
+        rollout.terminated[t], rollout.truncated[t] = step.terminated, step.truncated
+        rollout.valid[t] = step.valid
+        self.episode_return += step.reward
+        self.episode_length += step.valid
+        ended = step.terminated | step.truncated
+        if self.reward_normalizer is None:
+            rollout.reward[t] = step.reward
+        else:
+            rollout.reward[t] = self.reward_normalizer(step.reward, ended, step.valid)
+        if step.truncated.any():
+            cut = np.flatnonzero(step.truncated)
+            rollout.cut.append((t, cut, self.prepared(step.next_observation[cut])))
+        if ended.any():
+            self._count_episodes(np.flatnonzero(ended), step)
+        self._see(self.stream.observation, self.stream.acting)
+
+    def prepared(self, observation: np.ndarray) -> np.ndarray:
+        """Return observations [N, ...] as the policy sees them; changes no statistics."""
+        found = self._normalized(observation)
+        return found.astype(self.rollout.observation.dtype, copy=False)
+
+    def _see(self, observation: np.ndarray, acting: np.ndarray) -> None:
+        """Make `observation` the current one; rows that a reset will skip leave no trace."""
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.update(observation, acting)
+        self.observation = self.prepared(observation)
+
+    def _normalized(self, observation: np.ndarray) -> np.ndarray:
+        if self.observation_normalizer is None:
+            return observation
+        return self.observation_normalizer(observation)
+
+    def _count_episodes(self, ended: np.ndarray, step: Step) -> None:
+        score = final_info(step.info, "score")
+        scores = np.full(len(ended), np.nan) if score is None else score[ended]
+        returns, lengths = self.episode_return[ended], self.episode_length[ended]
+        self.recent.extend(zip(returns.tolist(), lengths.tolist(), scores.tolist(), strict=True))
+        self.episodes += len(ended)
+        self.episode_return[ended] = 0
+        self.episode_length[ended] = 0
+
+    # -- segments and resuming -----------------------------------------------------------------
+
+    @property
+    def replays(self) -> bool:
+        """Whether the environments' state is given back by replaying the segment's actions."""
+        return self.stream.remakes and not self.stream.saves_state
+
+    def _segment_is_over(self) -> bool:
+        return self.replays and self.segment_steps >= self.segment_length
+
+    def _begin_segment(self, number: int) -> None:
+        """Make the environments anew with the seed of segment `number`; forget open episodes."""
+        self.segment, self.segment_steps = number, 0
+        self.actions.clear()
+        self.episode_return[:] = 0
+        self.episode_length[:] = 0
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.start()
+        self.stream.reset(derive32(self.seed, "environment", number))
+        self._see(self.stream.observation, self.stream.acting)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return everything that evolves, as named arrays and as numbers for JSON."""
+        arrays: dict[str, Any] = {
+            "observation": self.observation,
+            "episode_return": self.episode_return,
+            "episode_length": self.episode_length,
+            "recent": np.array(self.recent, np.float64).reshape(-1, 3),
+        }
+        arrays |= self._environments() if self._saved is None else self._saved
+        for prefix, normalizer in self._normalizers().items():
+            arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
+        numbers = ("segment", "segment_steps", "episodes")
+        return arrays, {name: getattr(self, name) for name in numbers}
+
+    def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Return what `state` must hold with these numbers: arrays of its shapes and dtypes."""
+        n_envs, space = self.stream.n_envs, self.stream.observation_space
+        arrays: dict[str, Any] = {
+            "observation": self.observation,
+            "episode_return": self.episode_return,
+            "episode_length": self.episode_length,
+            "recent": np.zeros((min(numbers.get("episodes", 0), RECENT_EPISODES), 3)),
+        }
+        for prefix, normalizer in self._normalizers().items():
+            arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
+        if numbers.get("segment", -1) < 0:
+            return arrays
+        if self.stream.saves_state:
+            if not self.stream.running:
+                self.stream.reset(0)
+            state = self.stream.get_state()
+            arrays |= {f"environment/{name}": value for name, value in state.items()}
+        elif self.replays:
+            action = self.rollout.action
+            steps = numbers.get("segment_steps", 0)
+            arrays["replay/actions"] = np.empty((steps, *action.shape[1:]), action.dtype)
+            arrays["replay/observation"] = np.empty((n_envs, *(space.shape or ())), space.dtype)
+        return arrays
+
+    def load_state(self, arrays: dict[str, Any], numbers: dict[str, Any]) -> None:
+        """Take up a saved state. The environments follow when they are first needed."""
+        for name in ("segment", "segment_steps", "episodes"):
+            setattr(self, name, numbers[name])
+        self.observation = arrays["observation"].copy()
+        self.episode_return = arrays["episode_return"].copy()
+        self.episode_length = arrays["episode_length"].copy()
+        self.recent.clear()
+        self.recent.extend(tuple(row) for row in arrays["recent"].tolist())
+        for prefix, normalizer in self._normalizers().items():
+            normalizer.load_state_dict(under(prefix, arrays))
+        self._saved = under_any(("replay/", "environment/"), arrays)
+
+    def _normalizers(self) -> dict[str, ObservationNormalizer | RewardNormalizer]:
+        found = {
+            "observation_normalizer/": self.observation_normalizer,
+            "reward_normalizer/": self.reward_normalizer,
+        }
+        return {prefix: each for prefix, each in found.items() if each is not None}
+
+    def _environments(self) -> dict[str, Any]:
+        """Return what brings the environments back: their own state, or the actions to replay."""
+        if self.segment < 0:
+            return {}
+        if self.stream.saves_state:
+            return {f"environment/{name}": value for name, value in self.stream.get_state().items()}
+        if not self.replays:
+            return {}
+        actions = np.concatenate([self.rollout.action[:0], *self.actions])
+        return {"replay/actions": actions, "replay/observation": self.stream.observation}
+
+    def _restore_environments(self, policy: ActorCritic, saved: dict[str, Any]) -> None:
+        """Bring the environments to where they were when the state was saved.
+
+        Raises CheckpointError when replaying does not give the observation that was saved.
+        """
+        self.stream.reset(derive32(self.seed, "environment", self.segment))
+        if self.stream.saves_state:
+            self.stream.set_state(under("environment/", saved))
+            return
+        actions = saved["replay/actions"]
+        for action in actions:
+            self.stream.step(policy.head.to_environment(action))
+        if not np.array_equal(self.stream.observation, saved["replay/observation"]):
+            raise CheckpointError(
+                f"the environments did not come back to where they were: after replaying "
+                f"{len(actions)} steps of segment {self.segment} they give another observation, so "
+                "this run cannot be continued exactly"
+            )
+        self.actions = [actions.copy()]
+
+    # -- what is told of it --------------------------------------------------------------------
+
+    def summary(self) -> dict[str, float]:
+        """Return the means over the last 100 episodes: return, length in steps, score if any."""
+        found = {"episodes": float(self.episodes)}
+        if self.recent:
+            mean_return, length, score = np.mean(np.array(self.recent), axis=0).tolist()
+            found |= {"episode_return": mean_return, "episode_length": length}
+            if not math.isnan(score):
+                found["episode_score"] = score
+        return found
+
+
+def under_any(prefixes: tuple[str, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is named `prefix...` for any of the prefixes, by its whole name."""
+    return {name: v for name, v in named.items() if name.startswith(prefixes)}
+
+
+def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is named `prefix...`, by the rest of its name."""
+    return {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
+
+
+@torch.inference_mode()
+def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
+    """Fill `value` and `next_value` of a rollout: v(s_t), and v of the true next observation.
+
+    next_value is 0 where the episode terminated and v(s_T), of the observation it was cut in, where
+    it was truncated.
+    """
+    device = next(policy.parameters()).device
+
+    def value(observation: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(observation).to(device)
+        return torch.cat([policy.value(part) for part in rows.split(ROWS_AT_ONCE)]).cpu()
+
+    n_steps, n_envs = rollout.n_steps, rollout.n_envs
+    flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
+    rollout.value.copy_(value(flat).view(n_steps, n_envs))
+    rollout.next_value[:-1] = rollout.value[1:]
+    rollout.next_value[-1] = value(rollout.last_observation)
+    for t, cut, observation in rollout.cut:
+        rollout.next_value[t, torch.from_numpy(cut)] = value(observation)
+    rollout.next_value[torch.from_numpy(rollout.terminated)] = 0

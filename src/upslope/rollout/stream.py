@@ -1,0 +1,334 @@
+"""One stream of experience over any vector environment: nothing downstream knows about autoreset.
+
+    s_t, a_t -> r_t, s_{t+1}, terminated, truncated, valid
+
+A terminated episode is worth nothing after s_{t+1}; a truncated one is worth V(s_{t+1}), and what
+comes next belongs to another episode. `next_observation` is therefore the true s_{t+1}, also at an
+end. Gymnasium's three autoreset modes (farama.org/Vector-Autoreset-Mode) differ in where it is:
+
+    NEXT_STEP   in the observation; the following step ignores the action and only resets that
+                environment, which is a row with `valid` False, reward 0 and no end
+    SAME_STEP   in `info["final_obs"]`; the observation is already that of the next episode
+    DISABLED    in the observation; the stream resets what has ended through `reset_mask`
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
+from upslope.rollout.workers import close_environments
+
+Array = np.ndarray
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave; the stream never writes to these arrays again."""
+
+    observation: Array
+    """[N, ...] s_t, what the action was chosen on."""
+    action: Array
+    """[N, ...] a_t."""
+    reward: Array
+    """[N] float32, r_t."""
+    next_observation: Array
+    """[N, ...] the true s_{t+1}; the same array as the next step's observation where it can be."""
+    terminated: Array
+    """[N] bool: s_{t+1} is worth nothing."""
+    truncated: Array
+    """[N] bool: cut, so that s_{t+1} is worth V(s_{t+1}). Never together with terminated."""
+    valid: Array
+    """[N] bool: False where the environment was only reset, which is no step of any episode."""
+    info: dict[str, Any]
+    """What the environments say besides; `final_info` reads it at an end."""
+
+
+class Stream:
+    """Steps N environments and says of each step what was meant.
+
+    Give it `make`, which returns a new vector environment each time, or `env`, one that exists and
+    stays its owner's to close. `backend` says where it came from. `observation` is what to act on,
+    and `acting` [N] is False where the next step only resets.
+    """
+
+    observation: Array
+    acting: Array
+
+    def __init__(
+        self,
+        make: Callable[[], VectorEnv] | None = None,
+        env: VectorEnv | None = None,
+        *,
+        backend: str = "given",
+    ) -> None:
+        if env is None:
+            if make is None:
+                raise ArgumentError("a stream takes `make` or `env`, and got neither")
+            env = make()
+        self._make, self._env, self.backend = make, env, backend
+        self._unused = make is not None  # made, and not yet reset or stepped
+        self.running = False
+        self.n_envs = int(env.num_envs)
+        self.observation_space: gymnasium.Space[Any] = env.single_observation_space
+        self.action_space: gymnasium.Space[Any] = env.single_action_space
+        self.steps = 0
+        """Steps of the stream since it was last reset."""
+        self.total_steps = 0
+        """Steps of the stream since it was made."""
+        self.autoreset_mode, self._declared = _autoreset_mode(env)
+        self._shape = (self.n_envs, *(self.observation_space.shape or ()))
+        self._dtype = np.dtype(self.observation_space.dtype)
+
+    @property
+    def remakes(self) -> bool:
+        """Whether `reset` makes the environments anew: then a seed gives the same stream again."""
+        return self._make is not None
+
+    @property
+    def saves_state(self) -> bool:
+        """Whether the vector environment can save its state, and no wrapper has more of it."""
+        env = self._env
+        return env is env.unwrapped and hasattr(env, "get_state") and hasattr(env, "set_state")
+
+    def reset(self, seed: int | None = None) -> Array:
+        """Begin anew with `seed`, in new environments if they can be made; returns s_0 [N, ...].
+
+        Raises ArgumentError for an observation space of several parts, and EnvironmentFault if the
+        first observation is not what the space says.
+        """
+        space = self.observation_space
+        if space.shape is None:
+            raise ArgumentError(
+                f"the observation space is {space}, and a stream takes one whose elements are "
+                "arrays, such as Box or Discrete"
+            )
+        if self._make is not None and not self._unused:
+            close_environments(self._env)
+            self._env = self._make()
+        self._unused, self.steps = False, 0
+        raw, _ = self._call(self._env.reset, seed=None if seed is None else int(seed))
+        self.observation = self._taken(raw)
+        self.acting, self._all_acting, self.running = np.ones(self.n_envs, bool), True, True
+        return self.observation
+
+    def step(self, action: Any) -> Step:
+        """Take one action [N, ...] in every environment and return what it meant.
+
+        Raises EnvironmentFault for anything that is not finite or has the wrong shape or type. What
+        an environment raises comes through as it is, with a note saying where.
+        """
+        action = self._checked_action(action)
+        self.steps += 1
+        self.total_steps += 1
+        raw, raw_reward, raw_terminated, raw_truncated, info = self._call(self._env.step, action)
+        before, valid = self.observation, self.acting
+        if not self._declared:
+            self._check_assumption(raw_reward, valid, info)
+        after = next_observation = self._taken(raw)
+        reward = self._rewards(raw_reward, valid)
+        terminated = self._flags("terminated", raw_terminated)
+        truncated = self._flags("truncated", raw_truncated)
+        ended = terminated | truncated
+        if not self._all_acting:
+            terminated &= valid
+            truncated &= valid
+        self.acting, self._all_acting = np.ones(self.n_envs, bool), True
+        if ended.any():
+            truncated &= ~terminated
+            if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+                self.acting, self._all_acting = ~ended, False
+            elif self.autoreset_mode is AutoresetMode.SAME_STEP:
+                next_observation = self._final_observation(after, ended, info)
+            else:
+                after = self._reset_where(ended, after)
+        self.observation = after
+        return Step(before, action, reward, next_observation, terminated, truncated, valid, info)
+
+    def get_state(self) -> dict[str, Array]:
+        """Return all that evolves, as named arrays: `set_state` continues from it bit for bit."""
+        if not (self.saves_state and self.running):
+            raise ArgumentError(
+                "get_state takes a stream that was reset and whose `saves_state` is True"
+            )
+        inner: dict[str, Array] = self._env.get_state()  # type: ignore[attr-defined]
+        return {f"inner/{name}": value for name, value in inner.items()} | {
+            "observation": self.observation.copy(),
+            "acting": self.acting.copy(),
+            "steps": np.array([self.steps, self.total_steps], np.int64),
+        }
+
+    def set_state(self, state: dict[str, Array]) -> None:
+        """Continue from what `get_state` returned of a stream over equal environments."""
+        if not self.saves_state:
+            raise ArgumentError("set_state takes a stream whose `saves_state` is True")
+        missing = {"observation", "acting", "steps"} - state.keys()
+        if missing:
+            raise ArgumentError(
+                f"state lacks {sorted(missing)}: set_state takes what get_state returned"
+            )
+        inner = {k.removeprefix("inner/"): v for k, v in state.items() if k.startswith("inner/")}
+        self._env.set_state(inner)  # type: ignore[attr-defined]
+        self.observation = self._taken(state["observation"])
+        self.acting = np.array(state["acting"], bool)
+        self._all_acting = bool(self.acting.all())
+        self.steps, self.total_steps = (int(count) for count in state["steps"])
+        self._unused, self.running = False, True
+
+    def close(self) -> None:
+        """Close the environments that the stream made; one that was given stays open."""
+        self.running = False
+        if self._make is not None:
+            close_environments(self._env)
+
+    # -- what the environments gave, checked and owned -----------------------------------------
+
+    def _checked_action(self, action: Any) -> Any:
+        if not self.running:
+            raise ArgumentError("step takes a stream that was reset and not closed since")
+        shape = self._env.action_space.shape
+        if shape is None:
+            return action
+        array = np.asarray(action)
+        if array.shape != shape:
+            raise ShapeError(
+                f"action takes shape {shape}, one for each environment, got {array.shape}"
+            )
+        return array
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            index = _environment_of(error)
+            which = "an environment" if index is None else f"environment {index}"
+            error.add_note(f"raised by {which} {self._when()}")
+            raise
+
+    def _taken(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
+        """Return observations of all environments, or of `rows`, as a checked array of our own."""
+        array = np.asarray(raw)
+        shape = self._shape if rows is None else (len(rows), *self._shape[1:])
+        if array.shape != shape:
+            raise self._fault(f"an {name} of shape {array.shape} where the space says {shape}")
+        if array.dtype != self._dtype and not np.can_cast(array.dtype, self._dtype, "same_kind"):
+            raise self._fault(f"an {name} of type {array.dtype} where the space says {self._dtype}")
+        own = _copied(array, self._dtype)
+        self._check_finite(own, name, rows)
+        return own
+
+    def _check_finite(self, array: Array, name: str, rows: Array | None = None) -> None:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            wrong = np.argwhere(~np.isfinite(array))
+            row, *element = (int(i) for i in wrong[0])
+            place = f" at {element}" if element else ""
+            what = f"{array[row, *element]} as {name}{place}, which takes finite numbers"
+            raise self._fault(what, row if rows is None else int(rows[row]))
+
+    def _rewards(self, raw: Any, valid: Array) -> Array:
+        array = np.asarray(raw)
+        if array.shape != (self.n_envs,):
+            raise self._fault(f"rewards of shape {array.shape}, which takes {(self.n_envs,)}")
+        if array.dtype.kind not in "fiub":
+            raise self._fault(f"rewards of type {array.dtype}, which takes numbers")
+        reward = _copied(array, np.dtype(np.float32))
+        if not self._all_acting:
+            reward[~valid] = 0
+        self._check_finite(reward, "reward")
+        return reward
+
+    def _flags(self, name: str, raw: Any) -> Array:
+        array = np.asarray(raw)
+        if array.shape != (self.n_envs,) or array.dtype.kind not in "biu":
+            got = f"{array.dtype} of shape {array.shape}"
+            raise self._fault(f"`{name}` as {got}, which takes bool of shape {(self.n_envs,)}")
+        return array.astype(bool)
+
+    def _final_observation(self, after: Array, ended: Array, info: dict[str, Any]) -> Array:
+        """Return `after` with the rows that ended taken from `info["final_obs"]`."""
+        final, found = info.get("final_obs"), info.get("_final_obs", ended)
+        missing = np.flatnonzero(ended if final is None else ended & ~np.asarray(found))
+        if len(missing):
+            what = "no info['final_obs'] at the end of an episode, which SAME_STEP takes"
+            raise self._fault(what, int(missing[0]))
+        final, rows, result = np.asarray(final), np.flatnonzero(ended), after.copy()
+        values = np.stack(list(final[rows])) if final.dtype == object else final[rows]
+        result[rows] = self._taken(values, "final observation", rows)
+        return result
+
+    def _reset_where(self, ended: Array, after: Array) -> Array:
+        """Reset the environments that ended; returns `after` with their rows replaced."""
+        raw, _ = self._call(self._env.reset, options={"reset_mask": ended.copy()})
+        result = after.copy()
+        result[ended] = self._taken(raw)[ended]
+        return result
+
+    def _check_assumption(self, reward: Any, valid: Array, info: dict[str, Any]) -> None:
+        if "final_obs" in info or np.any(np.asarray(reward)[~valid]):
+            raise EnvironmentFault(
+                "the vector environment declares no autoreset mode and was taken for NEXT_STEP, "
+                f"but does not behave so {self._when()}: set metadata['autoreset_mode']"
+            )
+
+    def _fault(self, what: str, index: int | None = None) -> EnvironmentFault:
+        who = "the vector environment" if index is None else f"environment {index}"
+        return EnvironmentFault(f"{who} returned {what}, {self._when()}")
+
+    def _when(self) -> str:
+        if not self.steps:
+            return f"at a reset after {self.total_steps} steps in all"
+        return f"at step {self.steps} since the reset, {self.total_steps} in all"
+
+
+def final_info(info: dict[str, Any], key: str) -> Array | None:
+    """Return what `info` says under `key`, [N], to be read where an episode ended; None if nothing.
+
+    Under SAME_STEP it is in `info["final_info"]`, since `info` belongs to the next episode already.
+    """
+    final = info.get("final_info")
+    if isinstance(final, dict):
+        info = final
+    value = info.get(key)
+    return None if value is None else np.asarray(value)
+
+
+def _copied(array: Array, dtype: np.dtype[Any]) -> Array:
+    if array.dtype == dtype:
+        return array.copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite
+        return array.astype(dtype, order="C")
+
+
+def _autoreset_mode(env: VectorEnv) -> tuple[AutoresetMode, bool]:
+    """Return the mode, and whether the environment declares it."""
+    declared = (env.metadata or {}).get("autoreset_mode")
+    if declared is None:
+        warnings.warn(
+            f"{env} declares no metadata['autoreset_mode']: taken for NEXT_STEP, as Gymnasium does",
+            stacklevel=3,
+        )
+        return AutoresetMode.NEXT_STEP, False
+    try:
+        return AutoresetMode(declared), True
+    except ValueError:
+        raise ArgumentError(
+            f"env declares metadata['autoreset_mode'] = {declared!r}, which takes one of "
+            f"{[str(mode) for mode in AutoresetMode]}"
+        ) from None
+
+
+def _environment_of(error: BaseException) -> int | None:
+    """Return the index of the environment that raised, as far as Gymnasium's own loops show it."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if str(frame.f_globals.get("__name__", "")).startswith("gymnasium.vector."):
+            indices = [frame.f_locals.get(name) for name in ("index", "env_idx", "i")]
+            found = next((index for index in indices if isinstance(index, int)), found)
+        trace = trace.tb_next
+    return found

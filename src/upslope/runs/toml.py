@@ -1,0 +1,39 @@
+"""Write TOML: numbers, text, switches, lists and tables of these. (Python only reads it.)"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from upslope.errors import ConfigError
+
+
+def dumps(table: Mapping[str, Any], prefix: str = "") -> str:
+    """Return a table as TOML; entries that are None are left out. Raises ConfigError for others."""
+    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
+    lines = [f"{_key(name)} = {_value(name, value)}" for name, value in plain.items()]
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            path = f"{prefix}{_key(name)}"
+            lines += ["", f"[{path}]", dumps(value, f"{path}.").rstrip("\n")]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _key(name: str) -> str:
+    plain = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
+    return name if plain else json.dumps(name)
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)  # also inf and nan are TOML
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(name, item) for item in value) + "]"
+    raise ConfigError(f"{name}={value!r} cannot be written to a configuration file")

@@ -1,0 +1,186 @@
+"""The quality of a gradient: its formulas, its expectations, its edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from upslope.errors import ArgumentError, NotFiniteError, ShapeError
+from upslope.gradient import quality
+from upslope.gradient.quality import student_t_cdf
+
+
+def noisy(chunks: int, size: int, dimensions: int, seed: int, signal: float = 1.0) -> torch.Tensor:
+    """Gradients of chunks of samples: `signal` everywhere, noise of variance 1 a sample."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(chunks, dimensions, generator=generator, dtype=torch.float64)
+    return signal + noise / math.sqrt(size)
+
+
+# ---------------------------------------------------------------- formulas
+def test_by_hand():
+    """g = (3, 0), (1, 2), (2, 1) of 4 samples each: ḡ = (2, 1), Σ|g|² = 19, 3|ḡ|² = 15, B = 12."""
+    report = quality(torch.tensor([[3.0, 0.0], [1.0, 2.0], [2.0, 1.0]]), 4)
+    noise = 4 / 2 * (19 - 15)
+    signal = 5 - noise / 12
+    assert report.resolved
+    assert report.noise_scale == pytest.approx(noise / signal)
+    assert report.signal_to_noise == pytest.approx(12 * signal / noise)
+    assert report.cosine == pytest.approx(math.sqrt(1 / (1 + noise / signal / 12)))
+    # leave-one-out products 4.5, 3.5 and 5: mean 13/3, standard deviation sqrt(7/12)
+    t = 13 / 3 / math.sqrt(7 / 12 / 3)
+    assert report.ascent_probability == pytest.approx(0.5 + t / (2 * math.sqrt(2 + t * t)))
+    assert (report.chunks, report.samples) == (3, 12)
+
+
+def test_equal_sizes_as_a_number_or_as_a_tensor():
+    gradients = noisy(5, 8, 10, 0)
+    assert quality(gradients, 8) == quality(gradients, torch.full((5,), 8))
+    assert quality(gradients.float(), 8).cosine == pytest.approx(quality(gradients, 8).cosine, 1e-6)
+
+
+def test_a_report_does_not_depend_on_the_scale_or_the_order():
+    gradients, sizes = noisy(5, 8, 10, 1), torch.tensor([8, 8, 4, 8, 16])
+    first = quality(gradients, sizes)
+    for other in (quality(1e-6 * gradients, sizes), quality(gradients.flip(0), sizes.flip(0))):
+        assert other.signal_to_noise == pytest.approx(first.signal_to_noise)
+        assert other.ascent_probability == pytest.approx(first.ascent_probability)
+
+
+@pytest.mark.parametrize("sizes", [[16, 16, 16, 16], [4, 9, 16, 35]])
+def test_signal_and_noise_are_right_on_average(sizes):
+    """tr Σ = 6 and |G|² = 1.5, so a noise scale of 4; of the ratio's parts, the means over many."""
+    generator = torch.Generator().manual_seed(0)
+    size, dimensions, trials = torch.tensor(sizes), 6, 800
+    noise, signal = [], []
+    for _ in range(trials):
+        z = torch.randn(len(sizes), dimensions, generator=generator, dtype=torch.float64)
+        report = quality(0.5 + z / size[:, None].sqrt(), size)
+        if not report.resolved:  # rare here: the signal is nine standard deviations
+            continue
+        step = ((0.5 + z / size[:, None].sqrt()) * size[:, None]).sum(0) / size.sum()
+        share = report.signal_to_noise / (1 + report.signal_to_noise)
+        signal.append(step.square().sum().item() * share)
+        noise.append(signal[-1] * report.noise_scale)
+    assert len(signal) == trials
+    for found, truth in ((signal, 1.5), (noise, 6.0)):
+        found = torch.tensor(found)
+        error = found.std() / math.sqrt(trials)
+        assert abs(found.mean() - truth) < 4.5 * error
+
+
+def test_the_cosine_is_that_of_the_step():
+    truth = torch.ones(50, dtype=torch.float64)
+    cosines, predicted = [], []
+    for seed in range(200):
+        gradients = noisy(8, 4, 50, seed, signal=0.3)
+        step = gradients.mean(0)
+        cosines.append((step @ truth / step.norm() / truth.norm()).item())
+        predicted.append(quality(gradients, 4).cosine)
+    assert sum(predicted) / 200 == pytest.approx(sum(cosines) / 200, abs=0.01)
+
+
+def test_ascent_probability_follows_the_signal():
+    weak = [quality(noisy(16, 1, 20, s, signal=0), 1).ascent_probability for s in range(300)]
+    strong = [quality(noisy(16, 1, 20, s, signal=1), 1).ascent_probability for s in range(20)]
+    assert min(strong) > 0.999
+    assert 0.4 < sum(weak) / 300 < 0.6
+
+
+# ---------------------------------------------------------------- edges
+def test_not_resolved():
+    report = quality(torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.0, 0.0]]), 10)
+    assert not report.resolved
+    for number in (report.signal_to_noise, report.noise_scale, report.cosine):
+        assert math.isnan(number)
+    assert 0 <= report.ascent_probability < 0.5
+    assert "not resolved" in str(report)
+    assert "3 chunks, 30 samples" in str(report)
+
+
+def test_no_gradient_at_all_is_not_resolved():
+    assert not quality(torch.zeros(4, 3), 2).resolved
+    assert not quality(torch.zeros(4, 0), 2).resolved
+
+
+def test_equal_chunks_have_no_noise():
+    report = quality(torch.tensor([0.1, 0.2, 0.7]).expand(4, 3), 2)
+    assert report.signal_to_noise > 1e12
+    assert report.cosine == pytest.approx(1)
+    assert report.ascent_probability == pytest.approx(1)
+
+
+def test_two_chunks_have_no_t_test():
+    report = quality(torch.tensor([[1.0, 0.0], [1.0, 0.5]]), 2)
+    assert report.resolved
+    assert math.isnan(report.ascent_probability)
+    assert report.cosine > 0.9
+
+
+def test_a_resolved_report_is_one_line():
+    text = str(quality(noisy(8, 4, 50, 0), 4))
+    assert text.startswith("signal-to-noise ")
+    assert "\n" not in text
+
+
+def test_nothing_is_differentiated_or_changed():
+    gradients = noisy(4, 2, 3, 0).requires_grad_()
+    before = gradients.detach().clone()
+    assert isinstance(quality(gradients, 2).cosine, float)
+    assert torch.equal(gradients, before)
+
+
+def test_refusals():
+    gradients = noisy(4, 2, 3, 0)
+    with pytest.raises(ArgumentError, match="chunk_gradients takes at least 2 chunks, got 1"):
+        quality(gradients[:1], 2)
+    with pytest.raises(ShapeError, match="chunk_gradients takes"):
+        quality(gradients[0], 2)
+    with pytest.raises(
+        ShapeError, match=r"chunk_size takes .*K = 4 as in chunk_gradients, got \[3\]"
+    ):
+        quality(gradients, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"chunk_size takes .*or a whole number, got float"):
+        quality(gradients, 2.5)
+    with pytest.raises(ArgumentError, match="chunk_size takes a number of at least 1, got 0"):
+        quality(gradients, torch.tensor([1, 2, 0, 3]))
+    gradients[2, 1] = math.nan
+    with pytest.raises(NotFiniteError, match="chunk 2"):
+        quality(gradients, 2)
+
+
+# ---------------------------------------------------------------- Student's t
+@pytest.mark.parametrize(
+    ("probability", "dof", "t"),
+    [
+        (0.975, 1, 12.7062047362),
+        (0.975, 2, 4.3026527297),
+        (0.95, 3, 2.3533634348),
+        (0.99, 4, 3.7469473880),
+        (0.975, 7, 2.3646242516),
+        (0.9, 10, 1.3721836411),
+        (0.995, 30, 2.7499956536),
+    ],
+)
+def test_student_t_of_the_tables(probability, dof, t):
+    assert student_t_cdf(t, dof) == pytest.approx(probability, abs=1e-9)
+    assert student_t_cdf(-t, dof) == pytest.approx(1 - probability, abs=1e-9)
+    assert student_t_cdf(0.0, dof) == 0.5
+
+
+def test_student_t_limits():
+    assert student_t_cdf(math.inf, 3) == pytest.approx(1)
+    assert student_t_cdf(-math.inf, 4) == pytest.approx(0)
+    assert math.isnan(student_t_cdf(math.nan, 3))
+    normal = 0.5 * (1 + math.erf(1.3 / math.sqrt(2)))
+    assert student_t_cdf(1.3, 100_000) == pytest.approx(normal, abs=1e-5)
+
+
+@pytest.mark.reference
+def test_student_t_against_scipy():
+    stdtr = pytest.importorskip("scipy.special").stdtr
+    for dof in (*range(1, 40), 99, 1000):
+        for t in (-9.5, -2.0, -0.3, 0.0, 0.01, 1.7, 4.0, 30.0):
+            assert student_t_cdf(t, dof) == pytest.approx(stdtr(dof, t), abs=1e-13)
