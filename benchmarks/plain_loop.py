@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-ITERATIONS, WARM_UP, EPOCHS = 40, 2, 4
+ITERATIONS, WARM_UP, EPOCHS = 20, 2, 4
 
 
 class CartPoles:

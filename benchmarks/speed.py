@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-ITERATIONS, WARM_UP = 40, 2
+ITERATIONS, WARM_UP = 20, 2
 CHILD = "--child"
 
 

@@ -35,6 +35,7 @@ def test_a_near_name_is_suggested():
     assert suggest("learning_rte", options) == " (did you mean 'learning_rate'?)"
     assert suggest("Gamma", options) == " (did you mean 'gamma'?)"
     assert suggest("cartpole-v1", ["CartPole-v1", "Acrobot-v1"]) == " (did you mean 'CartPole-v1'?)"
+    assert suggest("ppo", ["DQN", "PPO"]) == " (did you mean 'PPO'?)"
 
 
 def test_nothing_is_suggested_where_nothing_is_near():

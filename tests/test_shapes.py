@@ -146,6 +146,29 @@ def test_a_variadic_shape_beside_a_letter(x, index):
         refusal(batch, values, chosen)
 
 
+def test_dimensions_without_a_name_are_free():
+    @shaped
+    def free(x: Float[Tensor, "_ _"], y: Float[Tensor, "_ _"], z: Float[Tensor, "..."]) -> str:
+        return mixed(1, torch.zeros(1, 3), z)
+
+    assert free(torch.zeros(1, 2), torch.zeros(3, 4), torch.zeros(5)) == "called"
+
+    @shaped
+    def any_two(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> str:
+        return "called"
+
+    assert any_two(torch.zeros(1, 2), torch.zeros(3)) == "called"
+
+
+def test_a_variadic_dimension_between_two_letters():
+    @shaped
+    def between(x: Float[Tensor, "T *shape N"]) -> str:
+        return "called"
+
+    assert between(torch.zeros(2, 3)) == between(torch.zeros(2, 5, 6, 3)) == "called"
+    assert "of shape [T, *shape, N], got [3]" in refusal(between, torch.zeros(3))
+
+
 def test_a_letter_twice_in_one_shape():
     @shaped
     def square(x: Float[Tensor, "S S"]) -> str:

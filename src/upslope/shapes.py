@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import sys
 import types
 import typing
 from collections.abc import Callable
@@ -169,7 +168,7 @@ def _expectations(function: Callable) -> list[_Expectation]:
             _Expectation(
                 function=function.__name__,
                 name=parameter.name,
-                position=sys.maxsize if parameter.kind is parameter.KEYWORD_ONLY else index,
+                position=index,
                 kind=_with_article(array.__name__.split("[")[0]),
                 dims=dims,
                 star=star,

@@ -381,6 +381,24 @@ def test_after_a_kill_between_the_renames_the_old_one_is_read_and_then_replaced(
     assert names(tmp_path) == ["agent"]
 
 
+def test_where_the_new_one_cannot_be_renamed_the_old_one_gets_its_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ck.save_at(tmp_path / "agent", *state(1))
+    real = os.rename
+
+    def rename(old: Path, new: Path) -> None:
+        if ".tmp-" in old.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(CheckpointError, match=r"agent could not be saved, .*: Input/output error"):
+        ck.save_at(tmp_path / "agent", *state(2))
+    assert names(tmp_path) == ["agent"]
+    assert ck.read(tmp_path / "agent").meta["step"] == 1
+
+
 def test_a_damaged_one_never_pushes_out_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,12 @@ def test_no_shape_is_broadcast(tmp_path: Path, shape: tuple[int, ...]) -> None:
         check(saved(tmp_path, tensors() | {"parameters": torch.zeros(shape)}, meta()))
 
 
+def test_a_length_of_one_is_not_any_length(tmp_path: Path) -> None:
+    one = expected() | {"replay.action": ck.TensorSpec((1, 8), torch.int64)}
+    with pytest.raises(CheckpointError, match=r"int64 \[17, 8\] .* expected int64 \[1, 8\]"):
+        check(saved(tmp_path, tensors(), meta()), expected=one)
+
+
 @pytest.mark.parametrize("name", tensors())
 def test_any_tensor_missing(tmp_path: Path, name: str) -> None:
     less = {key: value for key, value in tensors().items() if key != name}

@@ -41,6 +41,22 @@ def test_equal_sizes_as_a_number_or_as_a_tensor():
     assert quality(gradients.float(), 8).cosine == pytest.approx(quality(gradients, 8).cosine, 1e-6)
 
 
+def test_unequal_sizes_by_the_definition():
+    gradients, sizes = noisy(4, 2, 3, 3), torch.tensor([1, 2, 7, 3])
+    samples, step = 13, (gradients * sizes[:, None]).sum(0) / 13
+    noise, products = 0.0, []
+    for k in range(4):
+        noise += sizes[k].item() * (gradients[k] - step).square().sum().item() / 3
+        rest = sum(sizes[j] * gradients[j] for j in range(4) if j != k) / (samples - sizes[k])
+        products.append((gradients[k] @ rest).item())
+    signal = step.square().sum().item() - noise / samples
+    t = sum(products) / 4 / (torch.tensor(products).double().std() / 2).item()
+    report = quality(gradients, sizes)
+    assert report.noise_scale == pytest.approx(noise / signal)
+    assert report.signal_to_noise == pytest.approx(samples * signal / noise)
+    assert report.ascent_probability == pytest.approx(student_t_cdf(t, 3), rel=1e-6)
+
+
 def test_a_report_does_not_depend_on_the_scale_or_the_order():
     gradients, sizes = noisy(5, 8, 10, 1), torch.tensor([8, 8, 4, 8, 16])
     first = quality(gradients, sizes)

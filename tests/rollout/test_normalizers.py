@@ -168,6 +168,9 @@ def test_state_is_a_copy():
     normalizer.load_state_dict(state)
     normalizer(np.array([1.0, 2.0]), np.zeros(2, bool))
     assert state["running_return"].tolist() == [0, 0]
+    state = normalizer.state_dict()
+    normalizer.start()
+    assert state["running_return"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

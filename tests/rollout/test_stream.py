@@ -43,6 +43,7 @@ def test_reset_row_says_nothing_whatever_the_environment_says():
     assert step.valid.tolist() == [False, True]
     assert step.reward.tolist() == [0, 6]
     assert step.terminated.tolist() == [False, True]
+    assert step.truncated.tolist() == [False, False]
     assert stream.acting.tolist() == [False, False]
 
 
@@ -408,9 +409,11 @@ def test_state_knows_which_rows_are_to_be_skipped():
     stream = Stream(env=SavesState(2, {"truncated": FIRST}))
     stream.reset(0)
     stream.step(IDLE)
-    other = Stream(env=SavesState(2))
+    other = Stream(env=SavesState(2, {"reward": np.array([5.0, 6.0])}))
     other.set_state(stream.get_state())
-    assert other.step(IDLE).valid.tolist() == [False, True]
+    step = other.step(IDLE)
+    assert step.valid.tolist() == [False, True]
+    assert step.reward.tolist() == [0, 6]
     assert other.step(IDLE).valid.tolist() == [True, True]
 
 

@@ -11,6 +11,7 @@ An algorithm is a subclass with a configuration and `update`. Everything that ev
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -216,7 +217,7 @@ class Agent(Generic[Config]):
             seed=derive32(self.config.seed, "evaluation", self.num_timesteps),
             env_kwargs=self.env_kwargs if env is None and env_kwargs is None else env_kwargs,
         )
-        if mean > self.best.mean:
+        if mean >= self.best.mean:  # of equals the later, which has learned for longer
             tensors = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
             normalizer = self.collector.observation_normalizer
             scale = None if normalizer is None else normalizer.state_dict()
@@ -258,9 +259,7 @@ class Agent(Generic[Config]):
                 f"observation has shape {array.shape}; predict takes {shape} or {('N', *shape)}"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ArgumentError(
-                "observation has NaN or infinity in it; predict takes finite numbers"
-            )
+            raise ArgumentError("observation has NaN or inf; predict takes finite numbers")
         rows = self.collector.prepared(array[None] if single else array).copy()
         with torch.inference_mode():
             distribution = self.policy.distribution(torch.from_numpy(rows).to(self.device))
@@ -313,6 +312,10 @@ class Agent(Generic[Config]):
         saving.check_complete(meta, path)
         if env is None and meta["env"] is None:
             raise ArgumentError(f"{path} was trained on environments without an id: give env=")
+        if env is None and str(meta["env"]).rpartition(":")[0] not in ("", *sys.modules):
+            raise ArgumentError(
+                f"{path} has a module imported for its environment: env={meta['env']!r} allows it"
+            )
         if meta["custom_policy"] and policy is None:
             raise ArgumentError(f"{path} was trained with a module of your own: give policy=")
         wanted = meta["env"] if env is None else env

@@ -23,13 +23,13 @@ AT_ONCE = 100
 
 @dataclass(slots=True)
 class Best:
-    """The best evaluation so far: after how many steps, its mean return, the policy's tensors, what
-    its observations were scaled by."""
+    """The best evaluation so far: after how many steps, its mean return, and the policy then."""
 
     timesteps: int = 0
     mean: float = -math.inf
     tensors: dict[str, Tensor] | None = None
     scale: dict[str, np.ndarray] | None = None
+    """The state of the observation normaliser, which is a part of the policy."""
 
 
 class Predicts(Protocol):

@@ -1,6 +1,7 @@
 """An agent as named tensors and a dictionary for JSON, and back.
 
     policy/NAME, adam_m/NAME, adam_v/NAME    parameters, and Adam's moments of them
+    best/NAME, best_scale/NAME               the policy of the best evaluation, if there was one
     experience/...                           normalisers, open episodes, what the environments need
 
 A state is taken up whole, or refused with every difference named and nothing changed.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from upslope import checkpoint
+from upslope.agents.evaluation import Best
 from upslope.errors import CheckpointError
 from upslope.rollout.collect import under
 
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
     from upslope.agents.agent import Agent
 
 COUNTERS = ("iteration", "num_timesteps", "target_timesteps")
-REQUIRED = (*COUNTERS, "engine_steps", "config", "env", "env_kwargs", "backend")
-REQUIRED += ("custom_policy", "best")
+REQUIRED = (
+    *COUNTERS,
+    *("engine_steps", "config", "env", "env_kwargs", "backend", "custom_policy", "best"),
+)
+EXPERIENCE = ("experience.segment", "experience.segment_steps", "experience.episodes")
+BEST = ("best.timesteps", "best.mean")
 
 
 def state_of(agent: Agent[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -37,6 +43,8 @@ def state_of(agent: Agent[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     arrays, numbers = agent.collector.state()
     tensors = fixed_tensors(agent)
     tensors |= {f"experience/{name}": array for name, array in arrays.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in (agent.best.tensors or {}).items()}
+    tensors |= {f"best_scale/{name}": array for name, array in (agent.best.scale or {}).items()}
     best = {"timesteps": agent.best.timesteps, "mean": agent.best.mean}
     meta = {
         "algorithm": type(agent).__name__,
@@ -63,14 +71,19 @@ def take_up(
 ) -> None:
     """Make an agent what was saved; raises CheckpointError naming every difference."""
     fixed = fixed_tensors(agent)
-    expected = agent.collector.expected(meta.get("experience", {}))
+    numbers, best = meta.get("experience") or {}, meta.get("best") or {}
+    inner = {f"experience.{name}": value for name, value in numbers.items()}
+    inner |= {f"best.{name}": value for name, value in best.items()}
+    expected = agent.collector.expected(numbers)
     checkpoint.check_compatible(
         tensors,
-        meta,
-        fixed | {f"experience/{name}": spec for name, spec in expected.items()},
+        {**meta, **inner},
+        fixed
+        | {f"experience/{name}": spec for name, spec in expected.items()}
+        | (best_tensors(agent) if meta.get("best") else {}),
         algorithm=type(agent).__name__,
         expected_meta=spaces(agent),
-        required_meta=(*REQUIRED, "experience", "made_with"),
+        required_meta=(*REQUIRED, *EXPERIENCE, "made_with", *(BEST if best else ())),
         path=path,
     )
     for name, tensor in fixed.items():
@@ -78,8 +91,10 @@ def take_up(
     for name in COUNTERS:
         setattr(agent, name, meta[name])
     agent.engine.steps = meta["engine_steps"]
+    agent.best = Best()
     if meta["best"] is not None:
-        agent.best.timesteps, agent.best.mean = meta["best"]["timesteps"], meta["best"]["mean"]
+        scale = {name: tensor.numpy() for name, tensor in under("best_scale/", tensors).items()}
+        agent.best = Best(best["timesteps"], best["mean"], tensors=under("best/", tensors), scale=scale or None)
     arrays = {name: tensor.numpy() for name, tensor in under("experience/", tensors).items()}
     agent.collector.load_state(arrays, meta["experience"])
 
@@ -103,6 +118,14 @@ def fixed_tensors(agent: Agent[Any]) -> dict[str, Any]:
     """Return the tensors whose names and shapes the agent's settings decide, live."""
     buffers = {f"buffer/{name}": buffer for name, buffer in agent.policy.named_buffers()}
     return agent.engine.state() | buffers
+
+
+def best_tensors(agent: Agent[Any]) -> dict[str, Any]:
+    """Return tensors like those that are kept of the best policy."""
+    tensors = {f"best/{name}": tensor for name, tensor in agent.policy.state_dict().items()}
+    normalizer = agent.collector.observation_normalizer
+    scale = {} if normalizer is None else normalizer.state_dict()
+    return tensors | {f"best_scale/{name}": array for name, array in scale.items()}
 
 
 def spaces(agent: Agent[Any]) -> dict[str, str]:

@@ -25,6 +25,8 @@ class EvaluateOptions:
     """Seed of the environments; by default derived from the run's for this purpose."""
     env_kwargs: str | None = None
     """What the environment is made with, as TOML: '{score_limit = 100}'."""
+    allow_import: bool = False
+    """Import the module that config.toml names in its environment, as in "module:Env-v0"."""
 
 
 def main(arguments: list[str]) -> int:
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> int:
         which="last" if chosen.last else "best",
         seed=chosen.seed,
         env_kwargs=table("env-kwargs", chosen.env_kwargs) or None,
+        allow_import=chosen.allow_import,
     )
     print(report(played.returns))
     if not np.isnan(played.scores).any():

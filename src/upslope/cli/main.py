@@ -6,6 +6,7 @@ Only the standard library is imported before a subcommand is chosen, so that hel
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from upslope.errors import ArgumentError, UpslopeError, suggest
@@ -36,7 +37,20 @@ upslope COMMAND --help tells more of each; upslope --version, the version.
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 well, 1 an error said, 2 wrongly called."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who was reading, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # as the shell says of one ended by SIGPIPE
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def run(arguments: list[str]) -> None:
+    """Run the command line `arguments`; ends in SystemExit with the code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
         print(HELP.format(commands=commands), end="")
@@ -58,6 +72,4 @@ def main(arguments: list[str] | None = None) -> None:
         notes = getattr(error, "__notes__", [])
         print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     raise SystemExit(code)

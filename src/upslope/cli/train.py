@@ -11,7 +11,7 @@ import numpy as np
 
 from upslope.agents.table import algorithm_class
 from upslope.cli.options import parse, split, table
-from upslope.errors import ArgumentError, EnvironmentFault, NotFiniteError, suggest
+from upslope.errors import ArgumentError, suggest
 from upslope.runs import run
 from upslope.runs.configuration import Evaluation, RunConfig, from_recipe
 from upslope.runs.pictures import learning_curve
@@ -59,6 +59,8 @@ class ResumeOptions:
     """Go on from the newest valid checkpoint."""
     max_seconds: float | None = None
     """Stop learning after this many seconds, if it has not ended before."""
+    allow_import: bool = False
+    """Import the module that config.toml names in its environment, as in "module:Env-v0"."""
     quiet: bool = False
     """Show no progress."""
 
@@ -69,18 +71,17 @@ def main(arguments: list[str]) -> int:
     if "--resume" in options:
         return resume(words, options)
     if "-h" in options or "--help" in options:
-        words = (words + ["ppo", "CartPole-v1"])[: max(2, len(words))]
+        words += ["ppo", "ENVIRONMENT"][len(words) :]
     if len(words) == 1 and (Path(words[0]) / "config.toml").exists():
-        raise ArgumentError(f"{words[0]} is a run: go on with it by upslope train {words[0]} --resume")
+        raise ArgumentError(f"{words[0]} is a run: upslope train {words[0]} --resume goes on with it")
     if len(words) != 2:
         raise ArgumentError(f"train takes an algorithm and an environment: {USAGE}")
     config, chosen = configure(*words, options)
-    agent = run.check(config)
-    folder = chosen.runs / chosen.name if chosen.name else run.free_name(
-        chosen.runs, f"{config.algorithm}-{config.env}"
-    )
-    if chosen.name and Path(chosen.name).name != chosen.name:
-        raise ArgumentError(f"--name {chosen.name!r} takes a name without slashes")
+    if chosen.name is None:
+        folder = run.free_name(chosen.runs, f"{config.algorithm}-{config.env}")
+    else:
+        folder = run.named(chosen.runs, chosen.name)
+    agent = run.make_agent(config)  # what is wrong with the settings is said before a folder is made
     config = dataclasses.replace(config, backend=agent.stream.backend)
     run.create(folder, config)
     return carry_out(folder, config, agent=agent, options=chosen)
@@ -140,33 +141,27 @@ def resume(words: list[str], options: list[str]) -> int:
     if not folder.exists():
         there = [path.name for path in folder.parent.glob("*") if path.is_dir()]
         raise ArgumentError(f"there is no run {folder}{suggest(folder.name, there)}")
-    return carry_out(folder, RunConfig.read(folder), agent=None, options=chosen)
+    config = RunConfig.read(folder, allow_import=chosen.allow_import)
+    return carry_out(folder, config, agent=None, options=chosen)
 
 
 def carry_out(
     folder: Path, config: RunConfig, *, agent: Any, options: RunOptions | ResumeOptions
 ) -> int:
     """Train, evaluate, draw the learning curve; returns the exit code."""
-    print(f"training {config.algorithm} on {config.env} for {config.total_timesteps:,} steps in {folder}")
-    try:
-        outcome = run.train(
-            folder,
-            config,
-            agent=agent,
-            max_seconds=options.max_seconds,
-            progress=not options.quiet,
-        )
-    except (EnvironmentFault, NotFiniteError) as error:
-        error.add_note(last_checkpoint(folder))
-        raise
-    agent = outcome.agent
-    learning_curve(folder)
-    print(f"learned for {agent.num_timesteps:,} steps; learning curve: {folder / 'learning_curve.png'}")
+    steps = f"{config.total_timesteps:,} steps"
+    print(f"training {config.algorithm} on {config.env} for {steps} in {folder}")
+    outcome = run.train(
+        folder, config, agent=agent, max_seconds=options.max_seconds, progress=not options.quiet
+    )
+    curve = learning_curve(folder)
+    where = f"; learning curve: {curve}" if curve else ""
+    print(f"learned for {outcome.agent.num_timesteps:,} steps{where}")
     if outcome.exit_code:
         print(f"stopped; upslope train {folder} --resume goes on")
         return outcome.exit_code
     if config.evaluation.final_episodes:
-        print(report(run.evaluate(folder).returns))
+        print(report(run.evaluate(folder, allow_import=True).returns))  # it is imported already
     return 0
 
 
@@ -177,12 +172,3 @@ def report(returns: np.ndarray) -> str:
         f"return over {len(returns)} episodes, deterministic: mean {returns.mean():.2f} "
         f"(standard error {error:.2f}), lowest {returns.min():.2f}, highest {returns.max():.2f}"
     )
-
-
-def last_checkpoint(folder: Path) -> str:
-    """Return a sentence that names the newest checkpoint of a run."""
-    found = run.checkpoint.list_checkpoints(folder / "checkpoints")
-    if not found:
-        return "No checkpoint had been saved yet."
-    return f"The last checkpoint, {found[0]}, is intact."
-

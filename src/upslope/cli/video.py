@@ -22,6 +22,8 @@ class VideoOptions:
     """Where to, .mp4 or .gif; by default video.mp4 in the run's folder."""
     env_kwargs: str | None = None
     """What the environment is made with, as TOML: '{score_limit = 100}'."""
+    allow_import: bool = False
+    """Import the module that config.toml names in its environment, as in "module:Env-v0"."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> int:
         which="last" if chosen.last else "best",
         output=chosen.output,
         env_kwargs=table("env-kwargs", chosen.env_kwargs),
+        allow_import=chosen.allow_import,
     )
     print(f"filmed {chosen.seconds:g} s: {path}")
     return 0

@@ -36,8 +36,7 @@ def policy_gradient_loss(
     Williams 1992, "Simple statistical gradient-following algorithms", theorem 1; Sutton and Barto
     2018, equation 13.8.
     """
-    weight = counted(advantage.detach(), mask)
-    return -masked_mean(counted(log_prob, mask) * weight, mask)
+    return -masked_mean(counted(log_prob, mask) * advantage.detach(), mask)
 
 
 @shaped

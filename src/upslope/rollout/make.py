@@ -90,7 +90,7 @@ def _from_instance(
     if isinstance(env, VectorEnv):
         return Stream(env=env)
     single = SyncVectorEnv([lambda: env], copy=False, autoreset_mode=AutoresetMode.DISABLED)
-    single.closed = True  # it never closes the environment, which belongs to the caller
+    single.closed = True  # Gymnasium 1.1 would close the caller's environment with it
     return Stream(env=single)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
+from upslope.rollout.checks import Checks
 from upslope.rollout.workers import close_environments
 
 Array = np.ndarray
@@ -74,16 +75,22 @@ class Stream:
         self._make, self._env, self.backend = make, env, backend
         self._unused = make is not None  # made, and not yet reset or stepped
         self.running = False
+        """Whether it was reset, and not closed since."""
         self.n_envs = int(env.num_envs)
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
-        self.steps = 0
-        """Steps of the stream since it was last reset."""
-        self.total_steps = 0
-        """Steps of the stream since it was made."""
         self.autoreset_mode, self._declared = _autoreset_mode(env)
-        self._shape = (self.n_envs, *(self.observation_space.shape or ()))
-        self._dtype = np.dtype(self.observation_space.dtype)
+        self._checks = Checks(self.n_envs, self.observation_space)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the stream since it was last reset."""
+        return self._checks.steps
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the stream since it was made."""
+        return self._checks.total_steps
 
     @property
     def remakes(self) -> bool:
@@ -111,9 +118,9 @@ class Stream:
         if self._make is not None and not self._unused:
             close_environments(self._env)
             self._env = self._make()
-        self._unused, self.steps = False, 0
+        self._unused, self._checks.steps = False, 0
         raw, _ = self._call(self._env.reset, seed=None if seed is None else int(seed))
-        self.observation = self._taken(raw)
+        self.observation = self._checks.observation(raw)
         self.acting, self._all_acting, self.running = np.ones(self.n_envs, bool), True, True
         return self.observation
 
@@ -124,16 +131,16 @@ class Stream:
         an environment raises comes through as it is, with a note saying where.
         """
         action = self._checked_action(action)
-        self.steps += 1
-        self.total_steps += 1
+        self._checks.steps += 1
+        self._checks.total_steps += 1
         raw, raw_reward, raw_terminated, raw_truncated, info = self._call(self._env.step, action)
         before, valid = self.observation, self.acting
         if not self._declared:
             self._check_assumption(raw_reward, valid, info)
-        after = next_observation = self._taken(raw)
-        reward = self._rewards(raw_reward, valid)
-        terminated = self._flags("terminated", raw_terminated)
-        truncated = self._flags("truncated", raw_truncated)
+        after = next_observation = self._checks.observation(raw)
+        reward = self._checks.reward(raw_reward, None if self._all_acting else ~valid)
+        terminated = self._checks.flags("terminated", raw_terminated)
+        truncated = self._checks.flags("truncated", raw_truncated)
         ended = terminated | truncated
         if not self._all_acting:
             terminated &= valid
@@ -174,10 +181,10 @@ class Stream:
             )
         inner = {k.removeprefix("inner/"): v for k, v in state.items() if k.startswith("inner/")}
         self._env.set_state(inner)  # type: ignore[attr-defined]
-        self.observation = self._taken(state["observation"])
+        self.observation = self._checks.observation(state["observation"])
         self.acting = np.array(state["acting"], bool)
         self._all_acting = bool(self.acting.all())
-        self.steps, self.total_steps = (int(count) for count in state["steps"])
+        self._checks.steps, self._checks.total_steps = (int(count) for count in state["steps"])
         self._unused, self.running = False, True
 
     def close(self) -> None:
@@ -186,7 +193,7 @@ class Stream:
         if self._make is not None:
             close_environments(self._env)
 
-    # -- what the environments gave, checked and owned -----------------------------------------
+    # -- the parts of a step ------------------------------------------
 
     def _checked_action(self, action: Any) -> Any:
         if not self.running:
@@ -207,47 +214,8 @@ class Stream:
         except Exception as error:
             index = _environment_of(error)
             which = "an environment" if index is None else f"environment {index}"
-            error.add_note(f"raised by {which} {self._when()}")
+            error.add_note(f"raised by {which} {self._checks.when()}")
             raise
-
-    def _taken(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
-        """Return observations of all environments, or of `rows`, as a checked array of our own."""
-        array = np.asarray(raw)
-        shape = self._shape if rows is None else (len(rows), *self._shape[1:])
-        if array.shape != shape:
-            raise self._fault(f"an {name} of shape {array.shape} where the space says {shape}")
-        if array.dtype != self._dtype and not np.can_cast(array.dtype, self._dtype, "same_kind"):
-            raise self._fault(f"an {name} of type {array.dtype} where the space says {self._dtype}")
-        own = _copied(array, self._dtype)
-        self._check_finite(own, name, rows)
-        return own
-
-    def _check_finite(self, array: Array, name: str, rows: Array | None = None) -> None:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            wrong = np.argwhere(~np.isfinite(array))
-            row, *element = (int(i) for i in wrong[0])
-            place = f" at {element}" if element else ""
-            what = f"{array[row, *element]} as {name}{place}, which takes finite numbers"
-            raise self._fault(what, row if rows is None else int(rows[row]))
-
-    def _rewards(self, raw: Any, valid: Array) -> Array:
-        array = np.asarray(raw)
-        if array.shape != (self.n_envs,):
-            raise self._fault(f"rewards of shape {array.shape}, which takes {(self.n_envs,)}")
-        if array.dtype.kind not in "fiub":
-            raise self._fault(f"rewards of type {array.dtype}, which takes numbers")
-        reward = _copied(array, np.dtype(np.float32))
-        if not self._all_acting:
-            reward[~valid] = 0
-        self._check_finite(reward, "reward")
-        return reward
-
-    def _flags(self, name: str, raw: Any) -> Array:
-        array = np.asarray(raw)
-        if array.shape != (self.n_envs,) or array.dtype.kind not in "biu":
-            got = f"{array.dtype} of shape {array.shape}"
-            raise self._fault(f"`{name}` as {got}, which takes bool of shape {(self.n_envs,)}")
-        return array.astype(bool)
 
     def _final_observation(self, after: Array, ended: Array, info: dict[str, Any]) -> Array:
         """Return `after` with the rows that ended taken from `info["final_obs"]`."""
@@ -255,34 +223,25 @@ class Stream:
         missing = np.flatnonzero(ended if final is None else ended & ~np.asarray(found))
         if len(missing):
             what = "no info['final_obs'] at the end of an episode, which SAME_STEP takes"
-            raise self._fault(what, int(missing[0]))
+            raise self._checks.fault(what, int(missing[0]))
         final, rows, result = np.asarray(final), np.flatnonzero(ended), after.copy()
         values = np.stack(list(final[rows])) if final.dtype == object else final[rows]
-        result[rows] = self._taken(values, "final observation", rows)
+        result[rows] = self._checks.observation(values, "final observation", rows)
         return result
 
     def _reset_where(self, ended: Array, after: Array) -> Array:
         """Reset the environments that ended; returns `after` with their rows replaced."""
         raw, _ = self._call(self._env.reset, options={"reset_mask": ended.copy()})
         result = after.copy()
-        result[ended] = self._taken(raw)[ended]
+        result[ended] = self._checks.observation(raw)[ended]
         return result
 
     def _check_assumption(self, reward: Any, valid: Array, info: dict[str, Any]) -> None:
         if "final_obs" in info or np.any(np.asarray(reward)[~valid]):
             raise EnvironmentFault(
                 "the vector environment declares no autoreset mode and was taken for NEXT_STEP, "
-                f"but does not behave so {self._when()}: set metadata['autoreset_mode']"
+                f"but does not behave so {self._checks.when()}: set metadata['autoreset_mode']"
             )
-
-    def _fault(self, what: str, index: int | None = None) -> EnvironmentFault:
-        who = "the vector environment" if index is None else f"environment {index}"
-        return EnvironmentFault(f"{who} returned {what}, {self._when()}")
-
-    def _when(self) -> str:
-        if not self.steps:
-            return f"at a reset after {self.total_steps} steps in all"
-        return f"at step {self.steps} since the reset, {self.total_steps} in all"
 
 
 def final_info(info: dict[str, Any], key: str) -> Array | None:
@@ -295,13 +254,6 @@ def final_info(info: dict[str, Any], key: str) -> Array | None:
         info = final
     value = info.get(key)
     return None if value is None else np.asarray(value)
-
-
-def _copied(array: Array, dtype: np.dtype[Any]) -> Array:
-    if array.dtype == dtype:
-        return array.copy()
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite
-        return array.astype(dtype, order="C")
 
 
 def _autoreset_mode(env: VectorEnv) -> tuple[AutoresetMode, bool]:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
+import sys
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from upslope import recipes
 from upslope.errors import ConfigError, RunError, suggest
+from upslope.runs.files import replace_text
 from upslope.runs.toml import dumps
 
 NONE = "none"  # TOML has no word for it
@@ -34,6 +36,9 @@ class Evaluation:
     final_env_kwargs: dict[str, Any] = field(default_factory=dict)
     """The same for the evaluation at the end."""
 
+    def __post_init__(self) -> None:
+        check(self, freq=1, episodes=1, final_episodes=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -49,38 +54,69 @@ class RunConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """The fields of the algorithm's own configuration."""
 
+    def __post_init__(self) -> None:
+        check(self, total_timesteps=1, checkpoint_seconds=0)
+
     def write(self, folder: Path) -> None:
         """Write `config.toml`, atomically."""
-        aside = folder / ".config.toml.tmp"
-        with aside.open("w") as file:
-            table = asdict(self)
-            table["settings"] = {k: NONE if v is None else v for k, v in self.settings.items()}
-            file.write(dumps(table))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(folder / "config.toml")
+        table = asdict(self)
+        table["settings"] = {k: NONE if v is None else v for k, v in self.settings.items()}
+        replace_text(folder / "config.toml", dumps(table))
 
     @classmethod
-    def read(cls, folder: Path) -> RunConfig:
-        """Read `config.toml`; raises RunError when it is not there or not what a run writes."""
+    def read(cls, folder: Path, *, allow_import: bool = False) -> RunConfig:
+        """Read `config.toml`; raises RunError when it is not there or not what a run writes.
+
+        An environment `"module:Env-v0"` is refused unless `allow_import` or the module is imported
+        already: a file that came from elsewhere does not decide what is run here.
+        """
         path = folder / "config.toml"
         try:
-            found = tomllib.loads(path.read_text())
-        except FileNotFoundError:
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder} is not a run: it holds no config.toml") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, RecursionError, ValueError) as error:  # not UTF-8, not TOML
             raise RunError(f"{path} cannot be read: {error}") from error
         try:
-            settings = found.get("settings", {})
-            found["settings"] = {k: None if v == NONE else v for k, v in settings.items()}
-            found["evaluation"] = build(Evaluation, found.get("evaluation", {}))
-            return build(cls, found)
+            config: RunConfig = build(cls, found)
+            evaluation = build(Evaluation, found.get("evaluation", {}))
         except ConfigError as error:
             raise RunError(f"{path}: {error}") from error
+        module = config.env.rpartition(":")[0]
+        if module and not allow_import and module not in sys.modules:
+            raise RunError(f"{path} has the module {module!r} imported: --allow-import allows it")
+        settings = {k: None if v == NONE else v for k, v in config.settings.items()}
+        return dataclasses.replace(config, evaluation=evaluation, settings=settings)
 
 
-def build(kind: type[Any], table: dict[str, Any]) -> Any:
+TAKES: dict[str, tuple[Any, str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "int | None": (int | None, "a whole number"),
+    "float": (int | float, "a number"),
+    "dict[str, Any]": (dict, "a table"),
+    "Evaluation": (dict | Evaluation, "a table"),
+}
+
+
+def check(config: Any, **least: int) -> None:
+    """Raise ConfigError for a field of another type than it is declared with, or below its least."""
+    for item in dataclasses.fields(config):
+        value, low = getattr(config, item.name), least.get(item.name)
+        kind, takes = TAKES[str(item.type)]
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if low is not None:
+            takes += f" of at least {low}"
+            fits = fits and (value is None or low <= value < math.inf)
+        if not fits:
+            part = "evaluation." if isinstance(config, Evaluation) else ""
+            raise ConfigError(f"{part}{item.name}={value!r}: it takes {takes}")
+
+
+def build(kind: type[Any], table: Any) -> Any:
     """Return the dataclass `kind` of a table; raises ConfigError for a name it does not have."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{table!r} stands where a table is taken")
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for name in table:
         if name not in fields:

@@ -1,22 +1,27 @@
 """Metrics on disk: a row of `metrics.csv` for every iteration, and TensorBoard events.
 
 Both can be cut back to an iteration, which a resumed run does: what was written after the
-checkpoint that it goes on from is written again.
+checkpoint that it goes on from is written again. Every row is with the system when `write` returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import math
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from upslope.errors import RunError
+from upslope.runs.files import explained, replace_text
 
 FIRST = ("iteration", "timesteps", "seconds", "steps_per_second", "episodes")
 SOMETIMES = ("episode_return", "episode_length", "episode_score", "eval_return", "eval_return_std")
@@ -27,32 +32,17 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, *, from_iteration: int = 0) -> None:
         self.path = folder / "metrics.csv"
-        self.columns: list[str] = []
-        self.seconds = 0.0
         rows = read_metrics(self.path) if self.path.exists() else []
+        self.columns = list(rows[0]) if rows else []
         kept = [row for row in rows if row["iteration"] <= from_iteration]
-        if rows:
-            self.columns = list(rows[0])
-        if kept:
-            self.seconds = kept[-1]["seconds"]
-        self._rewrite(kept)
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
         self.timesteps = int(kept[-1]["timesteps"]) if kept else 0
-        self.events = EventFileWriter(str(folder / "tensorboard"))
-        restart = SessionLog(status=SessionLog.START)
-        self.events.add_event(
-            Event(wall_time=time.time(), step=self.timesteps + 1, session_log=restart)
-        )
+        lines = [[_cell(row[name]) for name in self.columns] for row in kept]
+        replace_text(self.path, _csv([self.columns, *lines] if self.columns else []))
+        with explained(self.path):
+            self.file = self.path.open("a", newline="")
+        self.events = EventFile(folder / "tensorboard", self.timesteps)
         self.clock = time.perf_counter()
-
-    def _rewrite(self, rows: list[dict[str, float]]) -> None:
-        aside = self.path.with_name(".metrics.csv.tmp")
-        with aside.open("w", newline="") as file:
-            writer = csv.writer(file)
-            if self.columns:
-                writer.writerow(self.columns)
-            writer.writerows([_cell(row[name]) for name in self.columns] for row in rows)
-        aside.replace(self.path)
-        self.file = self.path.open("a", newline="")
 
     def write(self, iteration: int, timesteps: int, metrics: dict[str, Any]) -> None:
         """Append one row; raises RunError when it cannot be written."""
@@ -63,31 +53,51 @@ class MetricsWriter:
         self.timesteps = timesteps
         counted = {"iteration": iteration, "timesteps": timesteps, "steps_per_second": speed}
         row = metrics | counted | {"seconds": self.seconds}
-        try:
-            writer = csv.writer(self.file)
-            if not self.columns:
-                rest = [name for name in metrics if name not in FIRST + SOMETIMES]
-                self.columns = [*FIRST, *SOMETIMES, *rest]
-                writer.writerow(self.columns)
-            writer.writerow([_cell(row.get(name, math.nan)) for name in self.columns])
+        lines = []
+        if not self.columns:
+            rest = [name for name in metrics if name not in FIRST + SOMETIMES]
+            self.columns = [*FIRST, *SOMETIMES, *rest]
+            lines.append(self.columns)
+        lines.append([_cell(row.get(name, math.nan)) for name in self.columns])
+        with explained(self.path):
+            self.file.write(_csv(lines))
             self.file.flush()
-            self._event(timesteps, row)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written: {error.strerror}") from error
+        self.events.write(timesteps, row)
 
-    def _event(self, timesteps: int, row: dict[str, Any]) -> None:
+    def close(self) -> None:
+        """Close the files; every row was written out when it came."""
+        for file in (self.file, self.events.file):
+            with contextlib.suppress(OSError):  # said already, when a row could not be written
+                file.close()
+
+
+class EventFile:
+    """TensorBoard's events, a file for each time the run is taken up."""
+
+    def __init__(self, folder: Path, timesteps: int) -> None:
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        with explained(self.path):
+            folder.mkdir(exist_ok=True)
+            self.file = self.path.open("ab")
+        self.records = RecordWriter(self.file)
+        self._add(file_version="brain.Event:2")
+        # START has TensorBoard forget what an earlier file says of this step and later ones
+        self._add(step=timesteps + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, timesteps: int, row: dict[str, Any]) -> None:
+        """Append the numbers of one iteration; raises RunError when they cannot be written."""
         values = [
             Summary.Value(tag=_tag(name), simple_value=float(number))
             for name, number in row.items()
             if name not in ("iteration", "timesteps") and not math.isnan(number)
         ]
-        summary = Summary(value=values)
-        self.events.add_event(Event(wall_time=time.time(), step=timesteps, summary=summary))
+        self._add(step=timesteps, summary=Summary(value=values))
 
-    def close(self) -> None:
-        """Write out what is pending."""
-        self.file.close()
-        self.events.close()
+    def _add(self, **content: Any) -> None:
+        with explained(self.path):
+            self.records.write(Event(wall_time=time.time(), **content).SerializeToString())
+            self.file.flush()
 
 
 def _tag(name: str) -> str:
@@ -103,15 +113,25 @@ def _cell(number: float) -> str:
     return str(int(number)) if whole else f"{number:.6g}"
 
 
+def _csv(lines: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a `metrics.csv`; a last line cut short by a kill is left out."""
-    with path.open(newline="") as file:
-        lines = list(csv.reader(file))
-    if not lines:
-        return []
-    header, *rest = lines
-    return [
-        {name: float(cell) if cell else math.nan for name, cell in zip(header, line, strict=True)}
-        for line in rest
-        if len(line) == len(header)
-    ]
+    """Return the rows of a `metrics.csv`; a last line cut short by a kill is left out.
+
+    Raises RunError when it is not a table of numbers.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader([line for line in file if line.endswith("\n")] or [""])
+        if lines and "iteration" not in header:
+            raise ValueError("it has no column 'iteration'")
+        return [
+            {n: float(cell) if cell else math.nan for n, cell in zip(header, line, strict=True)}
+            for line in lines
+        ]
+    except ValueError as error:
+        raise RunError(f"{path} is not the metrics of a run: {error}") from error

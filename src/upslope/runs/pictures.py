@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from upslope.runs.configuration import RunConfig
+from upslope.runs.files import explained
 from upslope.runs.metrics import read_metrics
 
 INK, BLUE, ORANGE, GREY = "#22303c", "#2a78c2", "#e8743b", "#c9d1d8"
@@ -40,7 +41,7 @@ def learning_curve(folder: Path) -> Path | None:
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
     minutes = column["seconds"][-1] / 60
-    config = RunConfig.read(folder)
+    config = RunConfig.read(folder, allow_import=True)  # only its names are read
     kind = "score" if what == "episode_score" else "return"
     axes.set_title(
         f"{config.algorithm.upper()} on {config.env}: {column['timesteps'][-1]:,.0f} steps in "
@@ -55,5 +56,6 @@ def learning_curve(folder: Path) -> Path | None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
     path = folder / "learning_curve.png"
-    figure.savefig(path)
+    with explained(path):
+        figure.savefig(path)
     return path

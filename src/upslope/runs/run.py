@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,8 +29,9 @@ from upslope.agents.agent import Agent
 from upslope.agents.evaluation import Episodes, run_episodes
 from upslope.agents.saving import made_with
 from upslope.agents.table import algorithm_class
-from upslope.errors import CheckpointError, ConfigError, RunError
+from upslope.errors import ArgumentError, CheckpointError, RunError
 from upslope.runs.configuration import RunConfig
+from upslope.runs.files import explained, replace_text
 from upslope.runs.metrics import MetricsWriter
 from upslope.runs.signals import StopSignals
 from upslope.seeding import derive32
@@ -47,17 +49,31 @@ class Outcome:
 
 
 def create(folder: Path, config: RunConfig) -> None:
-    """Make a run's folder and write its configuration; refuses a folder that exists."""
-    if folder.exists():
+    """Make a run's folder, its configuration in it; refuses a folder that exists.
+
+    It is made aside and renamed, so that a kill leaves no folder without a configuration.
+    """
+    if os.path.lexists(folder):
         raise RunError(
             f"{folder} exists: choose another name (--name), or go on with it: "
             f"upslope train {folder} --resume"
         )
+    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
-        folder.mkdir(parents=True)
-        config.write(folder)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from error
+        with explained(folder):
+            aside.mkdir(parents=True, exist_ok=True)
+            config.write(aside)
+            aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def named(parent: Path, name: str) -> Path:
+    """Return parent/name; raises ArgumentError for a name that leads elsewhere, such as "../x"."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ArgumentError(f"--name {name!r}: it takes a name without slashes, such as 'first'")
+    return parent / name
 
 
 def free_name(parent: Path, wanted: str) -> Path:
@@ -92,11 +108,11 @@ def train(
     with locked(folder), StopSignals() as signals:
         agent = resumed(folder, config, agent or make_agent(config), say)
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
-        clock = time.monotonic()
-        last_save = clock
+        saved = agent.iteration
+        clock = last_save = time.monotonic()
 
         def after_iteration(agent: Agent[Any], row: dict[str, float]) -> bool | None:
-            nonlocal last_save
+            nonlocal saved, last_save
             metrics.write(agent.iteration, agent.num_timesteps, row)
             if "eval_return" in row and agent.best.timesteps == agent.num_timesteps:
                 agent.save(folder / "best")
@@ -106,7 +122,7 @@ def train(
                 return False
             if now - last_save >= config.checkpoint_seconds:
                 save(folder, agent)
-                last_save = time.monotonic()
+                saved, last_save = agent.iteration, time.monotonic()
             return None
 
         evaluation = config.evaluation
@@ -118,7 +134,11 @@ def train(
                 n_eval_episodes=evaluation.episodes,
                 eval_env_kwargs=config.env_kwargs | evaluation.env_kwargs,
             )
-            save(folder, agent)
+            if agent.iteration != saved:
+                save(folder, agent)
+        except Exception as error:
+            error.add_note(last_checkpoint(folder))
+            raise
         finally:
             metrics.close()
     finished = agent.num_timesteps >= agent.target_timesteps
@@ -129,6 +149,14 @@ def save(folder: Path, agent: Agent[Any]) -> Path:
     """Save a checkpoint of the agent into its run."""
     name = checkpoint.step_name(agent.iteration)
     return checkpoint.write(folder / "checkpoints", name, *agent.state())
+
+
+def last_checkpoint(folder: Path) -> str:
+    """Return a sentence that names the newest checkpoint of a run."""
+    found = checkpoint.list_checkpoints(folder / "checkpoints")
+    if not found:
+        return "No checkpoint had been saved yet."
+    return f"The last checkpoint, {found[0]}, is intact."
 
 
 def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Agent[Any]:
@@ -143,23 +171,27 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
     newest = checkpoint.newest_valid(folder / "checkpoints")
     for path, reason in newest.refused:
         say(f"{path.name} is refused, the checkpoint before it is used: {reason}")
-    own = agent.state()[1]
-    for name in ("config", "env", "env_kwargs", "backend"):
-        changed = differences(newest.meta.get(name), own[name])
-        if changed:
-            raise RunError(
-                f"{folder}/config.toml is not what {newest.path.name} was trained with: "
-                f"{name}: {changed}; a run goes on with its own settings only"
-            )
-    threads = newest.meta["made_with"]["threads"]
-    if threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    meta, own = newest.meta, agent.state()[1]
+    settings = ("algorithm", "env", "env_kwargs", "backend", "config")
+    changed = {name: differences(meta.get(name), own[name]) for name in settings}
+    if any(changed.values()):
+        listed = "; ".join(f"{name}: {how}" for name, how in changed.items() if how)
+        raise RunError(
+            f"{folder}/config.toml is not what {newest.path.name} was trained with, and a run goes "
+            f"on with its own settings only: {listed}"
+        )
+    agent.load_state(newest.tensors, meta, newest.path)
+    agent.target_timesteps = config.total_timesteps
+    if meta["target_timesteps"] != config.total_timesteps:
+        say(
+            f"total_timesteps was {meta['target_timesteps']:,} and is {config.total_timesteps:,}: "
+            "the run and its schedules go on to there"
+        )
+    torch.set_num_threads(meta["made_with"].get("threads", torch.get_num_threads()))
     for name, now in made_with().items():
-        before = newest.meta["made_with"].get(name)
+        before = meta["made_with"].get(name)
         if before != now:
             say(f"{name} was {before} and is {now}: the run goes on, but not bit for bit the same")
-    agent.load_state(newest.tensors, newest.meta)
-    agent.target_timesteps = config.total_timesteps
     say(f"going on from {newest.path.name} ({agent.num_timesteps:,} steps)")
     return agent
 
@@ -174,18 +206,19 @@ def differences(saved: Any, now: Any) -> str:
     return ", ".join(f"{name} {old!r} saved, {new!r} now" for name, old, new in pairs if old != new)
 
 
-def load_agent(folder: Path, *, which: str = "best", say: Say = print) -> Agent[Any]:
+def load_agent(
+    folder: Path, config: RunConfig, *, which: str = "best", say: Say = print
+) -> Agent[Any]:
     """Return a run's agent: its best policy where one was kept, else (or if asked) its last."""
-    if which == "best" and (folder / "best").exists():
+    if which == "best" and any((folder / name).exists() for name in ("best", "best.replaced")):
         tensors, meta = checkpoint.read(folder / "best")
     else:
         newest = checkpoint.newest_valid(folder / "checkpoints")
         tensors, meta = newest.tensors, newest.meta
         for path, reason in newest.refused:
             say(f"{path.name} is refused, the checkpoint before it is used: {reason}")
-    if "algorithm" not in meta:
-        raise CheckpointError(f"{folder}: its checkpoint names no algorithm")
-    return algorithm_class(meta["algorithm"]).from_state(tensors, meta, path=folder)
+    kind = algorithm_class(config.algorithm)
+    return kind.from_state(tensors, meta, config.env, path=folder)
 
 
 def evaluate(
@@ -195,6 +228,7 @@ def evaluate(
     which: str = "best",
     seed: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    allow_import: bool = False,
     say: Say = print,
 ) -> Episodes:
     """Play whole episodes with a run's policy, deterministically, and write `evaluation.json`.
@@ -202,12 +236,12 @@ def evaluate(
     The environments' seeds are derived from the run's for this purpose alone: no episode here was
     seen in training or in choosing the best policy.
     """
-    config = RunConfig.read(folder)
-    agent = load_agent(folder, which=which, say=say)
+    config = RunConfig.read(folder, allow_import=allow_import)
+    agent = load_agent(folder, config, which=which, say=say)
     played = run_episodes(
         agent,
         config.env,
-        episodes or config.evaluation.final_episodes,
+        config.evaluation.final_episodes if episodes is None else episodes,
         seed=derive32(agent.config.seed, "final evaluation") if seed is None else seed,
         env_kwargs=config.env_kwargs | (env_kwargs or config.evaluation.final_env_kwargs),
     )
@@ -219,9 +253,7 @@ def evaluate(
         "lengths": played.lengths.tolist(),
         "scores": played.scores.tolist() if scored else None,
     }
-    aside = folder / ".evaluation.json.tmp"
-    aside.write_text(json.dumps(told) + "\n")
-    aside.replace(folder / "evaluation.json")
+    replace_text(folder / "evaluation.json", json.dumps(told) + "\n")
     return played
 
 
@@ -244,12 +276,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def check(config: RunConfig) -> Agent[Any]:
-    """Return the agent of a configuration: what is wrong with it is said before a folder is made."""
-    if config.total_timesteps < 1:
-        raise ConfigError(
-            f"total_timesteps={config.total_timesteps}: it takes a whole number of at least 1"
-        )
-    return make_agent(config)

@@ -14,26 +14,34 @@ def dumps(table: Mapping[str, Any], prefix: str = "") -> str:
     plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
     lines = [f"{_key(name)} = {_value(name, value)}" for name, value in plain.items()]
     for name, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             path = f"{prefix}{_key(name)}"
             lines += ["", f"[{path}]", dumps(value, f"{path}.").rstrip("\n")]
-    return "\n".join(lines).lstrip("\n") + "\n"
+    return "\n".join(lines).strip("\n") + "\n"
 
 
 def _key(name: str) -> str:
     plain = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
-    return name if plain else json.dumps(name)
+    return name if plain else _text(name, name)
 
 
 def _value(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(value)
+        return str(int(value))
     if isinstance(value, float):
-        return repr(value)  # also inf and nan are TOML
+        return repr(float(value))  # also inf and nan are TOML
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _text(name, value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(name, item) for item in value) + "]"
     raise ConfigError(f"{name}={value!r} cannot be written to a configuration file")
+
+
+def _text(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name}={text!r} holds what is no character of Unicode") from None
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -22,6 +22,7 @@ def film(
     which: str = "best",
     output: Path | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    allow_import: bool = False,
 ) -> Path:
     """Film the policy of a run, episode after episode, for `seconds` of playing time.
 
@@ -33,8 +34,8 @@ def film(
     path = output or folder / "video.mp4"
     if path.suffix not in (".mp4", ".gif"):
         raise ArgumentError(f"output={path}: a video ends in .mp4 or .gif")
-    config = RunConfig.read(folder)
-    agent = load_agent(folder, which=which)
+    config = RunConfig.read(folder, allow_import=allow_import)
+    agent = load_agent(folder, config, which=which)
     kwargs = config.env_kwargs | (env_kwargs or {})
     try:
         env = gymnasium.make(config.env, render_mode="rgb_array", **kwargs)
