@@ -63,7 +63,9 @@ def test_what_a_setting_does_not_take_is_refused_by_name(name, value):
     assert "takes" in str(error.value) or "is not a schedule: give" in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in RIGHT.items() for v in vs], ids=str)
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, vs in RIGHT.items() for v in vs], ids=str
+)
 def test_what_a_setting_takes(name, value):
     assert getattr(make_config(PPOConfig, {name: value}), name) == value
 

@@ -127,12 +127,14 @@ def test_extreme_ratios_are_defined(kind, log_ratio, sign):
 # ---- one update, written out ---------------------------------------------------------------------
 def perceptron(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     for layer in (0, 2):
-        x = torch.tanh(F.linear(x, weights[f"{name}.{layer}.weight"], weights[f"{name}.{layer}.bias"]))
+        x = torch.tanh(
+            F.linear(x, weights[f"{name}.{layer}.weight"], weights[f"{name}.{layer}.bias"])
+        )
     return F.linear(x, weights[f"{name}.4.weight"], weights[f"{name}.4.bias"])
 
 
 def reference_update(agent: us.PPO, rollout) -> dict[str, torch.Tensor]:
-    """PPO's update from its description, in plain PyTorch; only the order of rows is the agent's."""
+    """PPO's update from its description, in plain PyTorch; only the rows' order is the agent's."""
     config = agent.config
     weights = {k: v.clone().requires_grad_() for k, v in agent.policy.state_dict().items()}
     adam = torch.optim.Adam(weights.values(), lr=float(config.learning_rate), eps=1e-5)
@@ -393,9 +395,9 @@ def test_signal_to_noise_is_that_of_the_first_minibatch():
         own = first[first % 4 == n]
         loss, _ = bare(fresh, batch[own], ent_coef=0.1)
         sizes.append(len(own))
-        gradients.append(torch.cat([
-            g.flatten() for g in torch.autograd.grad(loss, fresh.policy_parameters())
-        ]))
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, fresh.policy_parameters())])
+        )
     expected = quality(torch.stack(gradients), torch.tensor(sizes)).signal_to_noise
     assert found == pytest.approx(expected, rel=1e-3)
     assert found > 1  # an easy problem

@@ -12,9 +12,9 @@ from tests.agents import probes
 MINUS, PLUS = torch.tensor([[-1.0]]), torch.tensor([[1.0]])
 
 
-def learned(env, total: int = 8_000, **settings) -> us.PPO:
-    chosen = {"n_envs": 16, "n_steps": 8, "batch_size": 64, "n_epochs": 4, "gamma": 0.5}
-    chosen |= {"learning_rate": "linear(1e-2)", "policy_kwargs": {"net_arch": [16]}} | settings
+def learned(env, total: int = 5_000, **settings) -> us.PPO:
+    chosen = {"n_envs": 16, "n_steps": 8, "batch_size": 128, "n_epochs": 4, "gamma": 0.5}
+    chosen |= {"learning_rate": "linear(2e-2)", "policy_kwargs": {"net_arch": [16]}} | settings
     return us.PPO(env, seed=0, **chosen).learn(total)
 
 
@@ -29,12 +29,12 @@ def probability(agent: us.PPO, observation: torch.Tensor, action: int) -> float:
 
 
 def test_constant_reward():
-    agent = learned(probes.ConstantReward, 4_000)
+    agent = learned(probes.ConstantReward, 3_000)
     assert value(agent, PLUS) == pytest.approx(1, abs=0.01)
 
 
 def test_reward_is_observation():
-    agent = learned(probes.RewardIsObservation, 4_000)
+    agent = learned(probes.RewardIsObservation, 3_000)
     assert value(agent, PLUS) == pytest.approx(1, abs=0.02)
     assert value(agent, MINUS) == pytest.approx(-1, abs=0.02)
 
@@ -70,7 +70,7 @@ def test_a_time_limit_is_no_end(gae_lambda):
 
 
 def test_continuous_action():
-    agent = learned(probes.ReachHalf, 12_000, policy_kwargs={"net_arch": [16], "log_std_init": -1})
+    agent = learned(probes.ReachHalf, 8_000, policy_kwargs={"net_arch": [16], "log_std_init": -1})
     with torch.no_grad():
         assert agent.policy.distribution(PLUS).mode().item() == pytest.approx(0.5, abs=0.05)
     assert agent.policy.head.log_std.item() < -1.5  # less noise pays more

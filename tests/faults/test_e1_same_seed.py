@@ -1,4 +1,4 @@
-"""E1: the same seed twice, with logging, evaluation, saving or video on or off: the same weights."""
+"""E1: the same seed twice, logging, evaluation, saving or video on or off: the same weights."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def test_box_observations_of_any_shape_and_type(shape, dtype):
 
 # ---- refusals ------------------------------------------------------------------------------------
 def test_another_name_is_refused():
-    with pytest.raises(ArgumentError, match=r"policy='cnn' is not supported: give 'mlp' or a torch"):
+    with pytest.raises(
+        ArgumentError, match=r"policy='cnn' is not supported: give 'mlp' or a torch"
+    ):
         made("cnn")
 
 
@@ -133,7 +135,9 @@ def test_a_module_that_returns_something_else_is_told_what_to_return(output, got
     policy = CustomActorCritic(Returns(output), DISCRETE)
     wanted = r"a pair \(action parameters \[5, 4\], value \[5\]\)"
     for call in (policy.value, policy.distribution):
-        with pytest.raises(ArgumentError, match=rf"policy= returned {got}, but must return {wanted}"):
+        with pytest.raises(
+            ArgumentError, match=rf"policy= returned {got}, but must return {wanted}"
+        ):
             call(torch.zeros(5, 3))
 
 

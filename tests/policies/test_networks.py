@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ def linears(network: nn.Sequential) -> list[nn.Linear]:
 def test_weights_are_orthogonal(sizes, output_gain):
     found = linears(mlp(sizes, output_gain=output_gain, generator=seeded()))
     assert [(layer.in_features, layer.out_features) for layer in found] == list(
-        zip(sizes, sizes[1:], strict=False)
+        itertools.pairwise(sizes)
     )
     for layer in found:
         gain = output_gain if layer is found[-1] else 2**0.5

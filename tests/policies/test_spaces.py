@@ -80,7 +80,9 @@ def test_box_of_any_shape_is_flat_inside_and_shaped_outside(shape, dtype):
     ids=lambda space: type(space).__name__,
 )
 def test_actions_that_are_not_supported_are_refused(space: gymnasium.Space):
-    with pytest.raises(ArgumentError, match=r"action space .* is not supported: .*Discrete and Box"):
+    with pytest.raises(
+        ArgumentError, match=r"action space .* is not supported: .*Discrete and Box"
+    ):
         ActionHead(space)
 
 

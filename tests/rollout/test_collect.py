@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -52,7 +52,9 @@ def collect(collector: Collector, policy: ActorCritic, number: int) -> dict[str,
     """One rollout, and all that was recorded of it, copied."""
     rollout = collector.collect(policy, generator(SEED, "act", number))
     names = ("observation", "action", "reward", "terminated", "truncated", "valid", "log_prob")
-    found = {name: np.asarray(getattr(rollout, name)).copy() for name in (*names, "last_observation")}
+    found = {
+        name: np.asarray(getattr(rollout, name)).copy() for name in (*names, "last_observation")
+    }
     for k, (t, cut, observation) in enumerate(rollout.cut):
         found |= {f"cut {k} at {t}": np.array(cut), f"cut {k} in": np.array(observation)}
     return found | {"recent": np.array(collector.recent), "episodes": collector.episodes}
@@ -75,6 +77,12 @@ def test_a_rollout_is_a_plain_loop_over_each_environment(env_id):
     collector, policy = collector_of(make, n_envs, n_steps)
     found = collect(collector, policy, 0)
     ended: list[tuple[int, int, float, int]] = []
+    cut = {
+        (t, i): one
+        for t, who, seen in collector.rollout.cut
+        for i, one in zip(who.tolist(), seen, strict=True)
+    }
+    assert cut
     for i in range(n_envs):
         env = make()
         observation, _ = env.reset(seed=derive32(SEED, "environment", 0) + i)
@@ -87,6 +95,8 @@ def test_a_rollout_is_a_plain_loop_over_each_environment(env_id):
             assert found["terminated"][t, i] == terminated
             assert found["truncated"][t, i] == (truncated and not terminated)
             total, length = total + float(reward), length + 1
+            if truncated and not terminated:
+                np.testing.assert_array_equal(cut.pop((t, i)), observation)
             if terminated or truncated:
                 ended.append((t, i, total, length))
                 observation, _ = env.reset()
@@ -95,6 +105,7 @@ def test_a_rollout_is_a_plain_loop_over_each_environment(env_id):
         assert collector.episode_return[i] == pytest.approx(total, rel=1e-5)
         assert collector.episode_length[i] == length
     assert found["valid"].all()
+    assert not cut  # each was one of the true last observations
     assert len(ended) >= 3 * n_envs
     expected = [(total, length) for _, _, total, length in sorted(ended)]
     np.testing.assert_allclose(found["recent"][:, :2], expected, rtol=1e-5)
@@ -114,7 +125,7 @@ def test_log_prob_and_actions_are_the_policys():
         log_prob = distribution.log_prob(torch.from_numpy(found["action"].reshape(80, 1)))
     torch.testing.assert_close(torch.from_numpy(found["log_prob"].ravel()), log_prob)
     assert np.abs(found["action"]).max() > 1
-    z = (found["action"].ravel() - distribution.mode().numpy().ravel()) 
+    z = found["action"].ravel() - distribution.mode().numpy().ravel()
     assert abs(z.mean()) * np.sqrt(80) < 4.5
     assert abs(z.std() - 1) * np.sqrt(160) < 4.5  # log_std starts at 0
 
@@ -154,7 +165,9 @@ def test_statistics_do_not_depend_on_the_autoreset_mode():
         env = SyncVectorEnv([lambda: Chain(limit=5)] * 2, autoreset_mode=mode)
         collector, policy = collector_of(env, 2, steps, normalize=True)
         collect(collector, policy, 0)
-        found.append(collector.reward_normalizer.state_dict() | {"recent": np.array(collector.recent)})
+        found.append(
+            collector.reward_normalizer.state_dict() | {"recent": np.array(collector.recent)}
+        )
     for name in ("count", "mean", "var"):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-12)
     assert found[0]["recent"][:, :2].tolist() == found[1]["recent"][:, :2].tolist()
@@ -164,7 +177,7 @@ def test_statistics_do_not_depend_on_the_autoreset_mode():
 class Logged(Chain):
     """A chain that writes down with which seed each instance was first reset."""
 
-    made: list[Logged] = []
+    made: ClassVar[list[Logged]] = []
 
     def __init__(self) -> None:
         super().__init__(limit=5, start_from_seed=True)
@@ -192,6 +205,20 @@ def test_environments_are_made_anew_at_each_segment():
     assert all(seed is None for env in last for seed in env.seeds[1:])
     # an episode that a segment cut was forgotten: 12 steps hold two episodes of 5
     assert collector.episodes == 2 * 2 * 2 + 2
+    assert {length for _, length, _ in collector.recent} == {5}
+    assert {total for total, _, _ in collector.recent} <= {7, 8}
+
+
+def test_the_discounted_return_begins_anew_with_a_segment():
+    collector, policy = collector_of(
+        lambda: Chain(limit=100), 2, 6, segment_length=6, normalize=True
+    )
+    expected = 0.0
+    for reward in (1, 2, 1, 2, 1, 2):
+        expected = 0.99 * expected + reward
+    for k in range(2):
+        collect(collector, policy, k)
+        np.testing.assert_allclose(collector.reward_normalizer.running_return, expected)
 
 
 def test_a_cut_episode_is_worth_what_follows():
@@ -297,7 +324,9 @@ def test_environments_that_do_not_come_back_are_refused():
     state = copy.deepcopy(collector.state())
     other, _ = collector_of(Unseeded, 2, 6)
     other.load_state(*state)
-    with pytest.raises(CheckpointError, match=r"did not come back .*replaying 6 steps of segment 0"):
+    with pytest.raises(
+        CheckpointError, match=r"did not come back .*replaying 6 steps of segment 0"
+    ):
         collect(other, policy, 1)
 
 

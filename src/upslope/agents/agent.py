@@ -11,7 +11,6 @@ An algorithm is a subclass with a configuration and `update`. Everything that ev
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -174,9 +173,8 @@ class Agent(Generic[Config]):
         """Go on to the end of the last `learn`, also after the agent was saved and loaded."""
         if eval_freq is not None:
             self._check_evaluation(eval_freq, eval_env)
-        with Progress(
-            self.target_timesteps, done=self.num_timesteps, shown=progress_bar
-        ) as progress:
+        total, done = self.target_timesteps, self.num_timesteps
+        with Progress(total, done=done, shown=progress_bar) as progress:
             while self.num_timesteps < self.target_timesteps:
                 before = self.num_timesteps
                 metrics = self.iterate()
@@ -202,10 +200,8 @@ class Agent(Generic[Config]):
         if freq < 1:
             raise ArgumentError(f"eval_freq={freq}: it takes a number of steps of at least 1")
         if env is None and not isinstance(self.env, str) and not self.stream.remakes:
-            raise ArgumentError(
-                "eval_freq needs eval_env= when the agent was given environments already made: "
-                "an id or a factory"
-            )
+            wanted = "eval_env=, an id or a factory"
+            raise ArgumentError(f"eval_freq needs {wanted}: the agent was given an environment")
 
     def _evaluate(
         self, episodes: int, env: Environment | None, env_kwargs: Mapping[str, Any] | None
@@ -229,8 +225,9 @@ class Agent(Generic[Config]):
         if self.best.tensors is None:
             raise ArgumentError("there is no best policy yet: learn with eval_freq= keeps it")
         self.policy.load_state_dict(self.best.tensors)
-        if self.best.scale is not None and self.collector.observation_normalizer is not None:
-            self.collector.observation_normalizer.load_state_dict(self.best.scale)
+        normalizer = self.collector.observation_normalizer
+        if normalizer is not None and self.best.scale is not None:
+            normalizer.load_state_dict(self.best.scale)
         return self
 
     # -- acting --------------------------------------------------------------------------------
@@ -310,14 +307,7 @@ class Agent(Generic[Config]):
                 f"{path} holds an agent of {meta.get('algorithm')}, not of {cls.__name__}"
             )
         saving.check_complete(meta, path)
-        if env is None and meta["env"] is None:
-            raise ArgumentError(f"{path} was trained on environments without an id: give env=")
-        if env is None and str(meta["env"]).rpartition(":")[0] not in ("", *sys.modules):
-            raise ArgumentError(
-                f"{path} has a module imported for its environment: env={meta['env']!r} allows it"
-            )
-        if meta["custom_policy"] and policy is None:
-            raise ArgumentError(f"{path} was trained with a module of your own: give policy=")
+        saving.check_given(meta, env, policy, path)
         wanted = meta["env"] if env is None else env
         agent = cls(wanted, policy=policy, **saving.making(meta, wanted), **meta["config"])
         agent.load_state(tensors, meta, path)

@@ -52,7 +52,7 @@ class PPOConfig(AgentConfig):
     ent_coef: float = 0.0
     """c_e, the weight of the entropy (section 6.1: 0); larger explores longer."""
     vf_coef: float = 0.5
-    """c_v, the weight of the value loss; larger favours the critic where the gradient is clipped."""
+    """c_v, the weight of the value loss; larger favours the critic where gradients are clipped."""
     target_kl: float | None = None
     """Nats; no further epoch once KL(pi_old || pi) passes 1.5 times this; None runs them all."""
     normalize_advantage: bool = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from upslope import checkpoint
 from upslope.agents.evaluation import Best
-from upslope.errors import CheckpointError
+from upslope.errors import ArgumentError, CheckpointError
 from upslope.rollout.collect import under
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def take_up(
     agent.best = Best()
     if meta["best"] is not None:
         scale = {name: tensor.numpy() for name, tensor in under("best_scale/", tensors).items()}
-        agent.best = Best(best["timesteps"], best["mean"], tensors=under("best/", tensors), scale=scale or None)
+        kept = under("best/", tensors)
+        agent.best = Best(best["timesteps"], best["mean"], kept, scale or None)
     arrays = {name: tensor.numpy() for name, tensor in under("experience/", tensors).items()}
     agent.collector.load_state(arrays, meta["experience"])
 
@@ -104,6 +106,18 @@ def check_complete(meta: Mapping[str, Any], path: str | Path | None) -> None:
     missing = [name for name in REQUIRED if name not in meta]
     if missing:
         raise CheckpointError(f"checkpoint {path} is not an agent's: it lacks {', '.join(missing)}")
+
+
+def check_given(meta: Mapping[str, Any], env: Any, policy: Any, path: str | Path | None) -> None:
+    """Raise ArgumentError unless what a saved agent needs, and no file holds, is given."""
+    if env is None and meta["env"] is None:
+        raise ArgumentError(f"{path} was trained on environments without an id: give env=")
+    if env is None and str(meta["env"]).rpartition(":")[0] not in ("", *sys.modules):
+        raise ArgumentError(
+            f"{path} has a module imported for its environment: env={meta['env']!r} allows it"
+        )
+    if meta["custom_policy"] and policy is None:
+        raise ArgumentError(f"{path} was trained with a module of your own: give policy=")
 
 
 def making(meta: Mapping[str, Any], env: Any) -> dict[str, Any]:

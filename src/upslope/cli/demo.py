@@ -47,7 +47,8 @@ def main(arguments: list[str]) -> int:
     config = dataclasses.replace(config, settings=config.settings | {"seed": chosen.seed})
     folder = run.free_name(chosen.runs, "flappy-bird")
     run.create(folder, config)
-    print(f"PPO learns Flappy Bird in {folder}, " + (f"at most {limit:g} s" if limit else "to the end"))
+    until = "to the end" if limit is None else f"at most {limit:g} s"
+    print(f"PPO learns Flappy Bird in {folder}, {until}")
     outcome = run.train(folder, config, max_seconds=limit, progress=not chosen.quiet)
     print(f"learned for {outcome.agent.num_timesteps:,} frames; curve: {learning_curve(folder)}")
     if outcome.exit_code:

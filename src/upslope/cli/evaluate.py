@@ -57,4 +57,3 @@ def score_report(scores: np.ndarray) -> str:
         f"score: median {np.median(scores):,.0f}, lowest {scores.min():,.0f}, "
         f"highest {scores.max():,.0f}"
     )
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -29,12 +30,14 @@ def parse(default: Options, arguments: Sequence[str], *, prog: str, description:
     """
     known = {"help", *_names(default)}
     for word in arguments:
-        name = word.removeprefix("--").split("=")[0].replace("_", "-")
-        if not word.startswith("--") or name in known or name.removeprefix("no-") in known:
-            continue
-        raise ArgumentError(
-            f"there is no option --{name}{suggest(name, known)}; {prog} --help lists them"
-        )
+        name = word.lstrip("-").split("=")[0].replace("_", "-")
+        if not word.startswith("-") or word == "-h" or re.match(r"-[0-9.]|-inf$", word):
+            continue  # a value, perhaps a negative number
+        if not word.startswith("--") or not {name, name.removeprefix("no-")} & known:
+            option = word.split("=")[0]
+            raise ArgumentError(
+                f"there is no option {option}{suggest(name, known)}; {prog} --help lists them"
+            )
     return tyro.cli(
         type(default),
         default=default,

@@ -73,15 +73,16 @@ def main(arguments: list[str]) -> int:
     if "-h" in options or "--help" in options:
         words += ["ppo", "ENVIRONMENT"][len(words) :]
     if len(words) == 1 and (Path(words[0]) / "config.toml").exists():
-        raise ArgumentError(f"{words[0]} is a run: upslope train {words[0]} --resume goes on with it")
+        raise ArgumentError(f"{words[0]} is a run: go on with upslope train {words[0]} --resume")
     if len(words) != 2:
         raise ArgumentError(f"train takes an algorithm and an environment: {USAGE}")
-    config, chosen = configure(*words, options)
+    algorithm, env = words
+    config, chosen = configure(algorithm, env, options)
     if chosen.name is None:
         folder = run.free_name(chosen.runs, f"{config.algorithm}-{config.env}")
     else:
         folder = run.named(chosen.runs, chosen.name)
-    agent = run.make_agent(config)  # what is wrong with the settings is said before a folder is made
+    agent = run.make_agent(config)  # before the folder: what is wrong with the settings is said now
     config = dataclasses.replace(config, backend=agent.stream.backend)
     run.create(folder, config)
     return carry_out(folder, config, agent=agent, options=chosen)

@@ -1,6 +1,6 @@
 """What a run is told: the algorithm, the environment, for how long, and every setting.
 
-    runs/NAME/config.toml    algorithm, env, total_timesteps, [env_kwargs], [evaluation], [settings]
+runs/NAME/config.toml    algorithm, env, total_timesteps, [env_kwargs], [evaluation], [settings]
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ TAKES: dict[str, tuple[Any, str]] = {
 
 
 def check(config: Any, **least: int) -> None:
-    """Raise ConfigError for a field of another type than it is declared with, or below its least."""
+    """Raise ConfigError for a field that is not of its declared type, or below its least."""
     for item in dataclasses.fields(config):
         value, low = getattr(config, item.name), least.get(item.name)
         kind, takes = TAKES[str(item.type)]

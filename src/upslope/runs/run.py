@@ -1,10 +1,10 @@
 """A run: train in a folder, so that it can be watched, stopped, killed and gone on with.
 
-    runs/NAME/config.toml          what it was told
-    runs/NAME/metrics.csv          a row per iteration;  runs/NAME/tensorboard/, the same as events
-    runs/NAME/checkpoints/step-K   the state after iteration K, the last three kept
-    runs/NAME/best/                the state at the best evaluation
-    runs/NAME/evaluation.json      the last evaluation that was asked for
+runs/NAME/config.toml          what it was told
+runs/NAME/metrics.csv          a row per iteration;  runs/NAME/tensorboard/, the same as events
+runs/NAME/checkpoints/step-K   the state after iteration K, the last three kept
+runs/NAME/best/                the state at the best evaluation
+runs/NAME/evaluation.json      the last evaluation that was asked for
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from upslope.agents.agent import Agent
 from upslope.agents.evaluation import Episodes, run_episodes
 from upslope.agents.saving import made_with
 from upslope.agents.table import algorithm_class
-from upslope.errors import ArgumentError, CheckpointError, RunError
+from upslope.errors import ArgumentError, RunError
 from upslope.runs.configuration import RunConfig
 from upslope.runs.files import explained, replace_text
 from upslope.runs.metrics import MetricsWriter
@@ -78,7 +78,7 @@ def named(parent: Path, name: str) -> Path:
 
 def free_name(parent: Path, wanted: str) -> Path:
     """Return parent/wanted, or the first of wanted-2, wanted-3, ... that is free."""
-    clean = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("-.")
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("-.") or "run"
     names = (clean if k == 1 else f"{clean}-{k}" for k in range(1, 10_000))
     return next(parent / name for name in names if not (parent / name).exists())
 
@@ -86,9 +86,7 @@ def free_name(parent: Path, wanted: str) -> Path:
 def make_agent(config: RunConfig) -> Agent[Any]:
     """Return the untrained agent of a configuration."""
     kind = algorithm_class(config.algorithm)
-    return kind(
-        config.env, env_kwargs=config.env_kwargs, backend=config.backend, **config.settings
-    )
+    return kind(config.env, env_kwargs=config.env_kwargs, backend=config.backend, **config.settings)
 
 
 def train(

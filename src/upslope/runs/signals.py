@@ -1,7 +1,7 @@
 """A stop asked for by Ctrl-C or SIGTERM: finish the step, save, and leave.
 
-    first SIGINT    exit 130 after saving;   second SIGINT: at once, as without us
-    SIGTERM         exit 143 after saving
+first SIGINT    exit 130 after saving;   second SIGINT: at once, as without us
+SIGTERM         exit 143 after saving
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ def dumps(table: Mapping[str, Any], prefix: str = "") -> str:
     for name, value in table.items():
         if isinstance(value, Mapping):
             path = f"{prefix}{_key(name)}"
-            lines += ["", f"[{path}]", dumps(value, f"{path}.").rstrip("\n")]
-    return "\n".join(lines).strip("\n") + "\n"
+            lines += ["", f"[{path}]", *dumps(value, f"{path}.").split("\n")[:-1]]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _key(name: str) -> str:

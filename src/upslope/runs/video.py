@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import upslope.envs  # noqa: F401  (registers the environments shipped here)
 from upslope.errors import ArgumentError, RunError
 from upslope.runs.configuration import RunConfig
+from upslope.runs.files import explained
 from upslope.runs.run import load_agent
 from upslope.seeding import derive32
 
@@ -36,40 +39,63 @@ def film(
         raise ArgumentError(f"output={path}: a video ends in .mp4 or .gif")
     config = RunConfig.read(folder, allow_import=allow_import)
     agent = load_agent(folder, config, which=which)
-    kwargs = config.env_kwargs | (env_kwargs or {})
+    env = drawable(config.env, config.env_kwargs | (env_kwargs or {}))
     try:
-        env = gymnasium.make(config.env, render_mode="rgb_array", **kwargs)
-        rate = int(env.metadata.get("render_fps", 30))
-        frames = play(agent, env, round(seconds * rate), derive32(agent.config.seed, "video"))
-    except (gymnasium.error.Error, TypeError, ImportError) as error:
-        raise RunError(f"{config.env} cannot be filmed: {error}") from error
-    write_video(path, frames, rate)
+        rate = int(env.metadata.get("render_fps") or 30)
+        n_frames = max(1, round(seconds * rate))
+        write_video(path, play(agent, env, n_frames, derive32(agent.config.seed, "video")), rate)
+    finally:
+        env.close()
     return path
 
 
-def play(agent: Any, env: gymnasium.Env, n_frames: int, seed: int) -> list[Any]:
-    """Return `n_frames` frames of episodes played one after the other."""
-    frames: list[Any] = []
-    observation, _ = env.reset(seed=seed)
+def drawable(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Return an environment that draws itself as arrays; raises RunError when it cannot."""
     try:
-        while len(frames) < n_frames:
-            frames.append(np.asarray(env.render()))
-            action, _ = agent.predict(observation)
-            observation, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                frames += [np.asarray(env.render())]
-                observation, _ = env.reset()
-    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it lacks is said below
+            env: gymnasium.Env = gymnasium.make(
+                env_id, render_mode="rgb_array", disable_env_checker=True, **kwargs
+            )
+            env.reset(seed=0)
+            frame = env.render()
+    except (gymnasium.error.Error, ImportError, NotImplementedError, TypeError) as error:
+        raise RunError(f"{env_id} cannot be filmed: {error}") from error
+    if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.dtype == np.uint8):
         env.close()
-    return frames[:n_frames]
+        raise RunError(f"{env_id} cannot be filmed: it draws no pictures (rgb_array), but {frame}")
+    return env
 
 
-def write_video(path: Path, frames: list[Any], rate: int) -> None:
+def play(agent: Any, env: gymnasium.Env, n_frames: int, seed: int) -> Iterator[Any]:
+    """Yield `n_frames` frames of episodes played one after the other."""
+    observation, _ = env.reset(seed=seed)
+    ended = False
+    for _ in range(n_frames):
+        yield env.render()
+        if ended:
+            (observation, _), ended = env.reset(), False
+            continue
+        action, _ = agent.predict(observation)
+        observation, _, terminated, truncated, _ = env.step(action)
+        ended = terminated or truncated
+
+
+def write_video(path: Path, frames: Iterator[Any], rate: int) -> None:
     """Write frames [H, W, 3] uint8 as mp4 or gif, by the ending of the path."""
     import imageio.v2 as imageio
 
-    if path.suffix == ".gif":
-        imageio.mimsave(path, frames, duration=1000 / rate, loop=0)
-        return
-    even = [frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
-    imageio.mimsave(path, even, fps=rate, macro_block_size=1, codec="libx264", quality=7)
+    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    options: dict[str, Any] = {"duration": 1000 / rate, "loop": 0}
+    if path.suffix == ".mp4":
+        options = {"fps": rate, "macro_block_size": 1, "codec": "libx264", "quality": 7}
+    with explained(path):
+        try:
+            opened: Any = imageio.get_writer(aside, **options)
+            with opened as writer:
+                for frame in frames:
+                    height, width = (size // 2 * 2 for size in frame.shape[:2])  # the codec's
+                    writer.append_data(frame[:height, :width])
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)

@@ -1,0 +1,145 @@
+"""A1: kill -9 at random moments, resumed each time: bit for bit the run never killed.
+
+The moments are wall-clock times after the start of the process, half of them in the time that a
+process takes to set up and half while it learns. How long both take is measured on the run never
+killed, and the moments are so chosen that it cannot finish before the last kill.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.command import sentences, start, upslope_command
+from upslope import checkpoint
+from upslope.runs.metrics import read_metrics
+
+CARTPOLE = ("ppo", "CartPole-v1", "--n-epochs", 4, "--segment-length", 500, "--eval-episodes", 5)
+BIPEDAL = ("ppo", "BipedalWalker-v3", "--n-envs", 4, "--n-steps", 64, "--segment-length", 192)
+SAVING = ("--checkpoint-seconds", 0.2, "--final-episodes", 0, "--quiet")
+CLOCKS = ("seconds", "steps_per_second")
+
+
+@dataclass
+class Reference:
+    """The run never killed: its folder, and the seconds it took to set up and to learn."""
+
+    folder: Path
+    set_up: float
+    learning: float
+
+
+def never_killed(cwd: Path, *arguments: object) -> Reference:
+    begun, first, folder = time.monotonic(), 0.0, cwd / "runs" / "whole"
+    with start("train", *arguments, *SAVING, "--name", "whole", cwd=cwd) as process:
+        while process.poll() is None:
+            if not first and (folder / "metrics.csv").exists():
+                first = time.monotonic()
+            time.sleep(0.01)
+        ended = time.monotonic()
+        assert process.stderr is not None
+        assert process.returncode == 0, process.stderr.read()
+    return Reference(folder, first - begun, ended - first)
+
+
+def kill_and_resume(whole: Reference, cwd: Path, seed: int, kills: int, *arguments: object) -> Path:
+    """Kill the same run `kills` times, let it end, and return its folder."""
+    print(f"{kills} kills at moments from seed {seed}; {whole}")
+    rng, folder = random.Random(seed), cwd / "runs" / "killed"
+    reached = [0]
+    for k in range(kills):
+        moment = rng.uniform(0, whole.set_up)
+        if k % 2:
+            moment = whole.set_up + rng.uniform(0, 1.6 / kills * whole.learning)
+        with begin(folder, cwd, *arguments) as process:
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"ended before kill {k}, at {moment:.2f} s"
+        found = checkpoint.list_checkpoints(folder / "checkpoints")
+        reached.append(int(found[0].name.removeprefix("step-")) if found else 0)
+        assert (folder / "config.toml").exists() == folder.exists()
+    print(f"iterations reached at the kills: {reached[1:]}")
+    assert len(set(reached)) > kills / 5, "hardly any kill came after a new checkpoint"
+    with begin(folder, cwd, *arguments) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"going on from step-{max(reached):012d}" in out
+    assert not err
+    return folder
+
+
+def begin(folder: Path, cwd: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Go on with the run, or begin it where it was killed before it had a folder."""
+    if folder.exists():
+        return start("train", folder, "--resume", "--quiet", cwd=cwd)
+    return start("train", *arguments, *SAVING, "--name", folder.name, cwd=cwd)
+
+
+def assert_same_run(whole: Path, killed: Path) -> None:
+    """The last checkpoint, the best policy and the metrics but for clocks are the same."""
+    ends = [checkpoint.list_checkpoints(folder / "checkpoints")[0] for folder in (whole, killed)]
+    assert ends[0].name == ends[1].name
+    for one, other in (ends, [whole / "best", killed / "best"]):
+        assert one.exists() == other.exists()
+        for name in ("state.safetensors", "state.json") if one.exists() else ():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (one, name)
+    tables = [read_metrics(folder / "metrics.csv") for folder in (whole, killed)]
+    told = [
+        [{n: repr(row[n]) for n in row if n not in CLOCKS} for row in table] for table in tables
+    ]
+    assert told[0] == told[1]
+    assert len(tables[0]) == int(ends[0].name.removeprefix("step-"))
+
+
+def segments(folder: Path) -> int:
+    newest = checkpoint.newest_valid(folder / "checkpoints")
+    return int(newest.meta["experience"]["segment"])
+
+
+def check(tmp_path: Path, seed: int, kills: int, *arguments: object) -> None:
+    whole = never_killed(tmp_path, *arguments)
+    killed = kill_and_resume(whole, tmp_path, seed, kills, *arguments)
+    assert segments(whole.folder) >= 1, "no boundary of a segment was crossed"
+    assert_same_run(whole.folder, killed)
+
+
+@pytest.mark.slow
+def test_cartpole_killed_four_times(tmp_path: Path) -> None:
+    check(tmp_path, 0, 4, *CARTPOLE, "--total-timesteps", 15_000, "--eval-freq", 3_000)
+
+
+@pytest.mark.faults
+def test_cartpole_killed_twenty_times(tmp_path: Path) -> None:
+    check(tmp_path, 1, 20, *CARTPOLE, "--total-timesteps", 40_000, "--eval-freq", 4_000)
+
+
+@pytest.mark.faults
+def test_bipedal_walker_whose_state_cannot_be_saved_killed_six_times(tmp_path: Path) -> None:
+    pytest.importorskip("Box2D")
+    check(tmp_path, 2, 6, *BIPEDAL, "--total-timesteps", 8_000)
+
+
+@pytest.mark.slow
+def test_killed_when_it_was_finished_or_never_began(tmp_path: Path) -> None:
+    arguments = ("--total-timesteps", 1_000, "--no-recipe", "--n-envs", 2, "--name", "a")
+    done = upslope_command("train", "ppo", "CartPole-v1", *arguments, *SAVING, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "a"
+    before = {p: p.read_bytes() for p in folder.glob("checkpoints/*/*")}
+    again = upslope_command("train", folder, "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.read_bytes() for p in folder.glob("checkpoints/*/*")} == before
+    for path in before:
+        path.unlink()
+    for path in folder.glob("checkpoints/*"):
+        path.rmdir()
+    begun_anew = upslope_command("train", folder, "--resume", cwd=tmp_path)
+    assert begun_anew.returncode == 0, sentences(begun_anew.stderr)
+    assert {p: p.read_bytes() for p in folder.glob("checkpoints/*/*")} == before
