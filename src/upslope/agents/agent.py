@@ -309,6 +309,9 @@ class Agent(Generic[Config]):
         saving.check_complete(meta, path)
         saving.check_given(meta, env, policy, path)
         wanted = meta["env"] if env is None else env
-        agent = cls(wanted, policy=policy, **saving.making(meta, wanted), **meta["config"])
+        settings = {**meta["config"], **saving.making(meta, wanted)}
+        agent = cls(wanted, policy=policy, **settings)
+        if not saving.trained_on(meta, wanted):
+            tensors, meta = saving.elsewhere(agent, tensors, meta)
         agent.load_state(tensors, meta, path)
         return agent

@@ -122,10 +122,39 @@ def check_given(meta: Mapping[str, Any], env: Any, policy: Any, path: str | Path
 
 def making(meta: Mapping[str, Any], env: Any) -> dict[str, Any]:
     """Return with which env_kwargs and backend a saved agent's environments are made again."""
-    if env != meta["env"] and not (meta["env"] is None and callable(env)):
-        return {}  # others than it was trained on
-    backend = meta["backend"] if meta["backend"] != "given" else "auto"
-    return {"env_kwargs": meta["env_kwargs"], "backend": backend}
+    if not trained_on(meta, env):
+        exists = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
+        return {"n_envs": getattr(env, "num_envs", 1)} if exists else {}
+    return {"env_kwargs": meta["env_kwargs"], "backend": meta["backend"]}
+
+
+def trained_on(meta: Mapping[str, Any], env: Any) -> bool:
+    """Say whether `env` makes the environments again that a saved agent was trained on."""
+    if meta["env"] is not None:
+        return bool(env == meta["env"])
+    return callable(env) and meta["backend"] != "given"
+
+
+def elsewhere(
+    agent: Agent[Any], tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a saved state for an agent on other environments: its experience begins anew.
+
+    Weights, moments, counters and the statistics of the normalisers stay.
+    """
+    arrays, numbers = agent.collector.state()
+    fresh = {f"experience/{name}": torch.as_tensor(array) for name, array in arrays.items()}
+    begun = [name for name in fresh if not name.endswith(("/count", "/mean", "/var"))]
+    kept = {name: tensor for name, tensor in tensors.items() if not is_open(name)}
+    return {**fresh, **kept, **{name: fresh[name] for name in begun}}, {
+        **meta,
+        "experience": numbers,
+    }
+
+
+def is_open(name: str) -> bool:
+    """Say whether a tensor belongs to the environments that experience came from."""
+    return name.startswith("experience/") and "_normalizer/" not in name
 
 
 def fixed_tensors(agent: Agent[Any]) -> dict[str, Any]:

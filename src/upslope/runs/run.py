@@ -154,7 +154,7 @@ def last_checkpoint(folder: Path) -> str:
     found = checkpoint.list_checkpoints(folder / "checkpoints")
     if not found:
         return "No checkpoint had been saved yet."
-    return f"The last checkpoint, {found[0]}, is intact."
+    return f"The last checkpoint, {folder / 'checkpoints' / found[0].name}, is intact."
 
 
 def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Agent[Any]:
