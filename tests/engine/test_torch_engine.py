@@ -230,3 +230,15 @@ def test_state_is_live_and_named():
     engine.step(loss, batch, torch.arange(ROWS), 1e-2)
     assert state["adam_v/actor.0.weight"].abs().max() > 0
     assert torch.equal(state["policy/actor.0.weight"], policy.actor[0].weight)
+
+
+def test_learning_goes_on_after_the_module_let_go_of_its_gradients():
+    batch = batch_of()
+    index = torch.arange(len(batch.action))
+    kept, let_go = (TorchEngine(policy_of(), max_grad_norm=None) for _ in range(2))
+    for engine in (kept, let_go):
+        engine.step(loss, batch, index, 1e-2)
+        if engine is let_go:
+            engine.policy.zero_grad()  # sets every .grad to None
+        engine.step(loss, batch, index, 1e-2)
+    assert torch.equal(kept.flat.value, let_go.flat.value)

@@ -42,6 +42,16 @@ class FlatParameters:
             parameter.data = piece
             parameter.grad = slope
 
+    def zero_gradient(self) -> Tensor:
+        """Set the gradient to zero and return it, after making it the parameters' own again.
+
+        (`module.zero_grad()` takes it away from them.)
+        """
+        if self.parameters[0].grad is None:
+            for parameter, slope in zip(self.parameters, self.pieces(self.gradient), strict=True):
+                parameter.grad = slope
+        return self.gradient.zero_()
+
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """Return the views of a flat buffer, one in the shape of each parameter."""
         sizes = [parameter.numel() for parameter in self.parameters]

@@ -66,7 +66,7 @@ class TorchEngine:
 
         Raises NotFiniteError, before anything is changed, when the gradient is not finite.
         """
-        gradient = self.flat.gradient.zero_()
+        gradient = self.flat.zero_gradient()
         if chunks is None:
             value, metrics = loss(self.policy, batch[index])
             value.backward()
