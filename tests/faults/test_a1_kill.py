@@ -22,7 +22,7 @@ from upslope.runs.metrics import read_metrics
 
 CARTPOLE = ("ppo", "CartPole-v1", "--n-epochs", 4, "--segment-length", 500, "--eval-episodes", 5)
 BIPEDAL = ("ppo", "BipedalWalker-v3", "--n-envs", 4, "--n-steps", 64, "--segment-length", 192)
-SAVING = ("--checkpoint-seconds", 0.2, "--final-episodes", 0, "--quiet")
+SAVING = ("--checkpoint-seconds", 0.3, "--final-episodes", 0, "--quiet")
 CLOCKS = ("seconds", "steps_per_second")
 
 

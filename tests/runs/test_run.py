@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from tests.command import environment
+from upslope.agents.saving import made_with
 from upslope.errors import ArgumentError, CheckpointError, RunError
 from upslope.runs import run
 from upslope.runs.configuration import Evaluation, RunConfig
@@ -48,6 +50,38 @@ def test_what_is_in_its_folder(trained: tuple[Path, run.Outcome]) -> None:
     assert names == {"config.toml", "metrics.csv", "tensorboard", "checkpoints", "best", "lock"}
     newest, *_ = sorted((folder / "checkpoints").iterdir(), reverse=True)
     assert newest.name == f"step-{outcome.agent.iteration:012d}"
+
+
+def test_what_differs_is_said_and_what_is_finished_stays_as_it_is(
+    trained: tuple[Path, run.Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained[0], tmp_path / "a")
+    before = {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").glob("*/*")}
+    said: list[str] = []
+    now = made_with() | {"torch": "1.0", "processor": "ABACUS"}
+    monkeypatch.setattr("upslope.runs.run.made_with", lambda: now)
+    monkeypatch.setattr("upslope.agents.saving.made_with", lambda: now)
+    assert run.train(tmp_path / "a", CONFIG, progress=False, say=said.append).finished
+    was = made_with()
+    assert said[:2] == [
+        f"torch was {was['torch']} and is 1.0: the run goes on, but not bit for bit the same",
+        f"processor was {was['processor']} and is ABACUS: the run goes on, but not bit for bit "
+        "the same",
+    ]
+    assert {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").glob("*/*")} == before
+
+
+def test_the_number_of_threads_is_taken_up_again(tmp_path: Path) -> None:
+    folder, threads = tmp_path / "a", torch.get_num_threads()
+    run.create(folder, CONFIG)
+    try:
+        torch.set_num_threads(2)
+        run.train(folder, CONFIG, progress=False, max_seconds=0)
+        torch.set_num_threads(1)
+        run.train(folder, CONFIG, progress=False, say=lambda _: None, max_seconds=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -181,8 +215,6 @@ def test_without_a_best_policy_the_last_is_taken(tmp_path: Path) -> None:
 def test_a_best_policy_whose_replacement_was_killed_half_way(
     trained: tuple[Path, run.Outcome], tmp_path: Path
 ) -> None:
-    import shutil
-
     folder, _ = trained
     shutil.copytree(folder, tmp_path / "a")
     (tmp_path / "a" / "best").rename(tmp_path / "a" / "best.replaced")

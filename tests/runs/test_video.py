@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -68,6 +69,23 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
     folder = make(tmp_path, "upslope/FlappyBird-v0")
     with pytest.raises(RunError, match=r"nowhere/x\.mp4 cannot be written"):
         film(folder, seconds=0.1, output=tmp_path / "nowhere" / "x.mp4")
+
+
+def test_a_video_that_fails_half_way_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path, "upslope/FlappyBird-v0")
+    film(folder, seconds=0.1)
+    before = (folder / "video.mp4").read_bytes(), sorted(folder.iterdir())
+
+    def fails(*_: object) -> Iterator[np.ndarray]:
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("upslope.runs.video.play", fails)
+    with pytest.raises(RunError, match=r"video\.mp4 cannot be written: No space left on device"):
+        film(folder, seconds=0.1)
+    assert ((folder / "video.mp4").read_bytes(), sorted(folder.iterdir())) == before
 
 
 def test_an_environment_that_draws_nothing(tmp_path: Path) -> None:

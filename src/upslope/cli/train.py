@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from upslope.agents.table import algorithm_class
 from upslope.cli.options import parse, split, table
@@ -35,6 +36,8 @@ class RunOptions:
     """What the environment is made with, as TOML: '{score_limit = 100}'."""
     policy_kwargs: str | None = None
     """What the policy is built with, as TOML: '{net_arch = [256, 256], activation = "relu"}'."""
+    threads: int | None = None
+    """Threads of torch; for small networks one is nearly as fast as two. None: as torch chooses."""
     backend: str = "auto"
     """How environments are stepped: auto, vector_entry_point, sync or async."""
     eval_freq: int | None = None
@@ -83,7 +86,8 @@ def main(arguments: list[str]) -> int:
     else:
         folder = run.named(chosen.runs, chosen.name)
     agent = run.make_agent(config)  # before the folder: what is wrong with the settings is said now
-    config = dataclasses.replace(config, backend=agent.stream.backend)
+    threads = config.threads or torch.get_num_threads()
+    config = dataclasses.replace(config, backend=agent.stream.backend, threads=threads)
     run.create(folder, config)
     return carry_out(folder, config, agent=agent, options=chosen)
 
@@ -98,6 +102,7 @@ def configure(algorithm: str, env: str, options: list[str]) -> tuple[RunConfig, 
     evaluation = base.evaluation
     run_options = RunOptions(
         total_timesteps=base.total_timesteps,
+        threads=base.threads,
         eval_freq=evaluation.freq,
         eval_episodes=evaluation.episodes,
         final_episodes=evaluation.final_episodes,
@@ -119,6 +124,7 @@ def configure(algorithm: str, env: str, options: list[str]) -> tuple[RunConfig, 
         total_timesteps=chosen.total_timesteps,
         env_kwargs=base.env_kwargs | table("env-kwargs", chosen.env_kwargs),
         backend=chosen.backend,
+        threads=chosen.threads,
         checkpoint_seconds=chosen.checkpoint_seconds,
         evaluation=Evaluation(
             freq=chosen.eval_freq,

@@ -1,6 +1,6 @@
 """Recipes: settings that were found good, one TOML file per algorithm and environment.
 
-    recipes/ppo/CartPole-v1.toml       total_timesteps, [env_kwargs], [evaluation], [settings]
+    recipes/ppo/CartPole-v1.toml    total_timesteps, threads, [env_kwargs], [evaluation], [settings]
 
 A slash in an environment's id is a double underscore in the file's name. Each value in a file has
 its source beside it.
@@ -23,6 +23,7 @@ class Recipe:
     algorithm: str
     env: str
     total_timesteps: int
+    threads: int | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -49,13 +49,15 @@ class RunConfig:
     total_timesteps: int
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     backend: str = "auto"
+    threads: int | None = None
+    """Threads of torch; None leaves it the choice. Sums differ between one thread and two."""
     checkpoint_seconds: float = 30.0
     evaluation: Evaluation = field(default_factory=Evaluation)
     settings: dict[str, Any] = field(default_factory=dict)
     """The fields of the algorithm's own configuration."""
 
     def __post_init__(self) -> None:
-        check(self, total_timesteps=1, checkpoint_seconds=0)
+        check(self, total_timesteps=1, threads=1, checkpoint_seconds=0)
 
     def write(self, folder: Path) -> None:
         """Write `config.toml`, atomically."""
@@ -138,6 +140,7 @@ def from_recipe(algorithm: str, env: str) -> RunConfig | None:
         env=env,
         total_timesteps=recipe.total_timesteps,
         env_kwargs=recipe.env_kwargs,
+        threads=recipe.threads,
         evaluation=build(Evaluation, recipe.evaluation),
         settings=recipe.settings,
     )

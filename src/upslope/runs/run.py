@@ -104,6 +104,8 @@ def train(
     and every `config.checkpoint_seconds`. Raises RunError when another process is at it.
     """
     with locked(folder), StopSignals() as signals:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         agent = resumed(folder, config, agent or make_agent(config), say)
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
         saved = agent.iteration

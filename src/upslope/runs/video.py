@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_video(path: Path, frames: Iterator[Any], rate: int) -> None:
     with explained(path):
         try:
             opened: Any = imageio.get_writer(aside, **options)
-            with opened as writer:
+            with contextlib.closing(opened) as writer:  # by itself it is not closed after an error
                 for frame in frames:
                     height, width = (size // 2 * 2 for size in frame.shape[:2])  # the codec's
                     writer.append_data(frame[:height, :width])
