@@ -66,7 +66,7 @@ def test_the_options_are_what_is_written_down() -> None:
         *("--name", "mine", "--runs", "elsewhere", "--seed=7", "--learning-rate", "linear(1e-3)"),
         *("--clip-range-vf", "0.5", "--target-kl", "0.01", "--normalize-observation"),
         *("--no-normalize-advantage", "--checkpoint_seconds", "1.5", "--max-grad-norm", "None"),
-        *("--eval-freq", "32", "--eval-episodes", "1", "--backend", "sync"),
+        *("--eval-freq", "32", "--eval-episodes", "1", "--backend", "sync", "--threads", "1"),
         *("--env-kwargs", "{sutton_barto_reward = true}"),
         *("--policy-kwargs", 'net_arch = [8, 8], activation = "relu"'),
     )
@@ -75,7 +75,7 @@ def test_the_options_are_what_is_written_down() -> None:
     settings = found.pop("settings")
     assert found == {
         **{"algorithm": "ppo", "env": "CartPole-v1", "total_timesteps": 64, "backend": "sync"},
-        **{"checkpoint_seconds": 1.5, "env_kwargs": {"sutton_barto_reward": True}},
+        **{"checkpoint_seconds": 1.5, "env_kwargs": {"sutton_barto_reward": True}, "threads": 1},
         "evaluation": {
             **{"freq": 32, "episodes": 1, "final_episodes": 2},
             **{"env_kwargs": {}, "final_env_kwargs": {}},

@@ -8,6 +8,7 @@ killed, and the moments are so chosen that it cannot finish before the last kill
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -22,7 +23,7 @@ from upslope.runs.metrics import read_metrics
 
 CARTPOLE = ("ppo", "CartPole-v1", "--n-epochs", 4, "--segment-length", 500, "--eval-episodes", 5)
 BIPEDAL = ("ppo", "BipedalWalker-v3", "--n-envs", 4, "--n-steps", 64, "--segment-length", 192)
-SAVING = ("--checkpoint-seconds", 0.3, "--final-episodes", 0, "--quiet")
+SAVING = ("--checkpoint-seconds", 0.2, "--final-episodes", 0, "--quiet")
 CLOCKS = ("seconds", "steps_per_second")
 
 
@@ -36,27 +37,28 @@ class Reference:
 
 
 def never_killed(cwd: Path, *arguments: object) -> Reference:
-    begun, first, folder = time.monotonic(), 0.0, cwd / "runs" / "whole"
+    begun, first, rows = time.monotonic(), 0.0, cwd / "runs" / "whole" / "metrics.csv"
     with start("train", *arguments, *SAVING, "--name", "whole", cwd=cwd) as process:
         while process.poll() is None:
-            if not first and (folder / "metrics.csv").exists():
+            if not first and rows.exists() and rows.stat().st_size:
                 first = time.monotonic()
             time.sleep(0.01)
         ended = time.monotonic()
         assert process.stderr is not None
         assert process.returncode == 0, process.stderr.read()
-    return Reference(folder, first - begun, ended - first)
+    return Reference(rows.parent, first - begun, ended - first)
 
 
 def kill_and_resume(whole: Reference, cwd: Path, seed: int, kills: int, *arguments: object) -> Path:
     """Kill the same run `kills` times, let it end, and return its folder."""
     print(f"{kills} kills at moments from seed {seed}; {whole}")
     rng, folder = random.Random(seed), cwd / "runs" / "killed"
-    reached = [0]
+    left, reached = 0.8 * whole.learning, [0]
     for k in range(kills):
         moment = rng.uniform(0, whole.set_up)
         if k % 2:
-            moment = whole.set_up + rng.uniform(0, 1.6 / kills * whole.learning)
+            learning = rng.uniform(0, min(left, 3 / kills * whole.learning))
+            left, moment = left - learning, whole.set_up + learning
         with begin(folder, cwd, *arguments) as process:
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
@@ -136,10 +138,9 @@ def test_killed_when_it_was_finished_or_never_began(tmp_path: Path) -> None:
     again = upslope_command("train", folder, "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {p: p.read_bytes() for p in folder.glob("checkpoints/*/*")} == before
-    for path in before:
-        path.unlink()
-    for path in folder.glob("checkpoints/*"):
-        path.rmdir()
+    shutil.rmtree(folder / "checkpoints")
     begun_anew = upslope_command("train", folder, "--resume", cwd=tmp_path)
     assert begun_anew.returncode == 0, sentences(begun_anew.stderr)
-    assert {p: p.read_bytes() for p in folder.glob("checkpoints/*/*")} == before
+    newest = checkpoint.list_checkpoints(folder / "checkpoints")[0]
+    end = {path: path.read_bytes() for path in newest.iterdir()}
+    assert end == {path: data for path, data in before.items() if path.parent == newest}

@@ -141,8 +141,8 @@ class Agent(Generic[Config]):
         """Learn for `total_timesteps` environment steps (of all environments together).
 
         After every iteration `callback(agent, metrics)` is called; False stops. Every `eval_freq`
-        environment steps the policy is evaluated over `n_eval_episodes` episodes and the best one
-        kept (`best`, `restore_best`). `reset_num_timesteps=False` goes on counting where it was.
+        environment steps, and at the end, the policy is evaluated over `n_eval_episodes` episodes
+        and the best one kept (`best`, `restore_best`). `reset_num_timesteps=False` goes on counting where it was.
         """
         if not isinstance(total_timesteps, int | np.integer) or total_timesteps < 1:
             raise ArgumentError(
@@ -173,13 +173,14 @@ class Agent(Generic[Config]):
         """Go on to the end of the last `learn`, also after the agent was saved and loaded."""
         if eval_freq is not None:
             self._check_evaluation(eval_freq, eval_env)
-        total, done = self.target_timesteps, self.num_timesteps
-        with Progress(total, done=done, shown=progress_bar) as progress:
-            while self.num_timesteps < self.target_timesteps:
+        total = self.target_timesteps
+        with Progress(total, done=self.num_timesteps, shown=progress_bar) as progress:
+            while self.num_timesteps < total:
                 before = self.num_timesteps
                 metrics = self.iterate()
-                if eval_freq and before // eval_freq < self.num_timesteps // eval_freq:
-                    metrics |= self._evaluate(n_eval_episodes, eval_env, eval_env_kwargs)
+                last = self.num_timesteps >= total
+                if eval_freq and (last or before // eval_freq < self.num_timesteps // eval_freq):
+                    metrics |= self.evaluate(n_eval_episodes, eval_env, eval_env_kwargs)
                 progress.show(self.num_timesteps, metrics)
                 if callback is not None and callback(self, metrics) is False:
                     break
@@ -188,9 +189,8 @@ class Agent(Generic[Config]):
     def iterate(self) -> dict[str, float]:
         """Collect one rollout and update on it; returns the metrics of both."""
         seed = self.config.seed
-        rollout = self.collector.collect(
-            self.policy, generator(seed, "act", self.iteration, device=self.device)
-        )
+        draws = generator(seed, "act", self.iteration, device=self.device)
+        rollout = self.collector.collect(self.policy, draws)
         metrics = self.update(rollout) if rollout.n_valid else {}
         self.num_timesteps += rollout.n_valid
         self.iteration += 1
@@ -203,9 +203,13 @@ class Agent(Generic[Config]):
             wanted = "eval_env=, an id or a factory"
             raise ArgumentError(f"eval_freq needs {wanted}: the agent was given an environment")
 
-    def _evaluate(
-        self, episodes: int, env: Environment | None, env_kwargs: Mapping[str, Any] | None
+    def evaluate(
+        self,
+        episodes: int,
+        env: Environment | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, float]:
+        """Evaluate the policy as it is now and keep it if it is the best; returns the metrics."""
         mean, std = evaluate_policy(
             self,
             self.env if env is None else env,
@@ -225,9 +229,8 @@ class Agent(Generic[Config]):
         if self.best.tensors is None:
             raise ArgumentError("there is no best policy yet: learn with eval_freq= keeps it")
         self.policy.load_state_dict(self.best.tensors)
-        normalizer = self.collector.observation_normalizer
-        if normalizer is not None and self.best.scale is not None:
-            normalizer.load_state_dict(self.best.scale)
+        if self.collector.observation_normalizer and self.best.scale:
+            self.collector.observation_normalizer.load_state_dict(self.best.scale)
         return self
 
     # -- acting --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class DemoOptions:
     seed: int = 0
     """The number that every random draw is derived from."""
     long: bool = False
-    """Learn to the end of the recipe, without a limit of time."""
+    """Learn three times as long as the recipe says, without a limit of time."""
     runs: Path = Path("runs")
     """Where the run's folder is made."""
     quiet: bool = False
@@ -44,7 +44,11 @@ def main(arguments: list[str]) -> int:
         raise ArgumentError("demo takes options only: upslope demo --help lists them")
     limit = None if chosen.long else chosen.max_seconds
     config, _ = configure("ppo", ENV, [])
-    config = dataclasses.replace(config, settings=config.settings | {"seed": chosen.seed})
+    config = dataclasses.replace(
+        config,
+        total_timesteps=config.total_timesteps * (3 if chosen.long else 1),
+        settings=config.settings | {"seed": chosen.seed},
+    )
     folder = run.free_name(chosen.runs, "flappy-bird")
     run.create(folder, config)
     until = "to the end" if limit is None else f"at most {limit:g} s"
