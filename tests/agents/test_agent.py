@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import upslope as us
+from upslope import recipes
 from tests.agents.probes import ActionDecides, Both, ConstantReward, ReachHalf
 from tests.rollout.chain import Chain
 from upslope.agents.evaluation import Best
@@ -497,7 +498,9 @@ def test_a_refused_state_changes_nothing():
 
 def test_from_recipe():
     agent = us.PPO.from_recipe("upslope/FlappyBird-v0", n_envs=8, env_kwargs={"score_limit": 2})
-    assert (agent.config.n_envs, agent.config.n_steps) == (8, 64)
+    told = recipes.find("PPO", "upslope/FlappyBird-v0").settings
+    assert (agent.config.n_envs, agent.config.n_steps) == (8, told["n_steps"])
+    assert agent.config.gamma == told["gamma"] != us.PPO("CartPole-v1").config.gamma
     assert agent.env_kwargs == {"score_limit": 2}
     with pytest.raises(ConfigError, match="no PPO recipe for 'NoSuch-v0'"):
         us.PPO.from_recipe("NoSuch-v0")

@@ -4,8 +4,7 @@ One iteration collects a rollout and improves the policy on it:
 
     rollout = collect(policy);   policy = update(rollout)
 
-An algorithm is a subclass with a configuration and `update`. Everything that evolves is returned by
-`state` as named tensors and numbers, and nothing else decides how training goes on.
+An algorithm is a subclass with a configuration and `update`. Everything that evolves is in `state`.
 """
 
 from __future__ import annotations
@@ -218,7 +217,7 @@ class Agent(Generic[Config]):
             env_kwargs=self.env_kwargs if env is None and env_kwargs is None else env_kwargs,
         )
         if mean >= self.best.mean:  # of equals the later, which has learned for longer
-            tensors = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+            tensors = {name: part.clone() for name, part in self.policy.state_dict().items()}
             normalizer = self.collector.observation_normalizer
             scale = None if normalizer is None else normalizer.state_dict()
             self.best = Best(self.num_timesteps, mean, tensors, scale)
