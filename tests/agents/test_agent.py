@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import upslope as us
-from upslope import recipes
 from tests.agents.probes import ActionDecides, Both, ConstantReward, ReachHalf
 from tests.rollout.chain import Chain
+from upslope import recipes
 from upslope.agents.evaluation import Best
 from upslope.errors import ArgumentError, CheckpointError, ConfigError
 

@@ -140,8 +140,8 @@ class Agent(Generic[Config]):
         """Learn for `total_timesteps` environment steps (of all environments together).
 
         After every iteration `callback(agent, metrics)` is called; False stops. Every `eval_freq`
-        environment steps, and at the end, the policy is evaluated over `n_eval_episodes` episodes
-        and the best one kept (`best`, `restore_best`). `reset_num_timesteps=False` goes on counting where it was.
+        environment steps, and at the end, `n_eval_episodes` episodes are played and the best policy
+        kept (`best`, `restore_best`). `reset_num_timesteps=False` goes on counting.
         """
         if not isinstance(total_timesteps, int | np.integer) or total_timesteps < 1:
             raise ArgumentError(
