@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from upslope.envs.flappy_rules import GAPS
 with warnings.catch_warnings():  # pygame imports what Python deprecates
     warnings.simplefilter("ignore")
     reference = pytest.importorskip("flappy_bird_gymnasium")
+for registered in [name for name in gymnasium.registry if name.startswith("FlappyBird")]:
+    del gymnasium.registry[registered]  # importing it changed what other tests see
 
 pytestmark = pytest.mark.reference
 
