@@ -68,6 +68,7 @@ EDITS = [
     ("n_envs = 2", "n_envs = 4", "config: n_envs 2 saved, 4 now"),
     ("normalize_reward = true", "", "config: normalize_reward True saved, False now"),
     ('backend = "auto"', 'backend = "async"', "backend: 'sync' saved, 'async' now"),
+    ('backend = "auto"', 'backend = "auto"\nthreads = 7', "threads: 1 saved, 7 now"),
     ("[env_kwargs]", "[env_kwargs]\ng = 9.0", "env_kwargs: g None saved, 9.0 now"),
     ('"Pendulum-v1"', '"MountainCarContinuous-v0"', "env: 'Pendulum-v1' saved, 'MountainCarCont"),
 ]

@@ -104,9 +104,9 @@ def train(
     and every `config.checkpoint_seconds`. Raises RunError when another process is at it.
     """
     with locked(folder), StopSignals() as signals:
+        agent = resumed(folder, config, agent or make_agent(config), say)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        agent = resumed(folder, config, agent or make_agent(config), say)
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
         saved, stopped_by_time = agent.iteration, False
         clock = last_save = time.monotonic()
@@ -179,6 +179,9 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
     meta, own = newest.meta, agent.state()[1]
     settings = ("algorithm", "env", "env_kwargs", "backend", "config")
     changed = {name: differences(meta.get(name), own[name]) for name in settings}
+    threads = meta["made_with"].get("threads", torch.get_num_threads())
+    if config.threads is not None:
+        changed["threads"] = differences(threads, config.threads)
     if any(changed.values()):
         listed = "; ".join(f"{name}: {how}" for name, how in changed.items() if how)
         raise RunError(
@@ -192,7 +195,7 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
             f"total_timesteps was {meta['target_timesteps']:,} and is {config.total_timesteps:,}: "
             "the run and its schedules go on to there"
         )
-    torch.set_num_threads(meta["made_with"].get("threads", torch.get_num_threads()))
+    torch.set_num_threads(threads)
     for name, now in made_with().items():
         before = meta["made_with"].get(name)
         if before != now:
