@@ -57,6 +57,11 @@ def main(arguments: list[str]) -> int:
     print(f"learned for {outcome.agent.num_timesteps:,} frames; curve: {learning_curve(folder)}")
     if outcome.exit_code:
         return outcome.exit_code
+    agent, evaluation = outcome.agent, config.evaluation
+    if not outcome.finished:  # the last policy, which no evaluation has seen, may be the best
+        agent.evaluate(evaluation.episodes, env_kwargs=config.env_kwargs | evaluation.env_kwargs)
+        if agent.best.timesteps == agent.num_timesteps:
+            agent.save(folder / "best")
     print(f"playing {LIVES} lives, deterministically, each stopped at {GOAL:,} pipes ...")
     played = run.evaluate(folder, episodes=LIVES, env_kwargs={"score_limit": GOAL})
     print("pipes: " + ", ".join(f"{score:,.0f}" for score in sorted(played.scores)))

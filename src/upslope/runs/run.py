@@ -108,17 +108,17 @@ def train(
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
-        saved, stopped_by_time = agent.iteration, False
+        saved = agent.iteration
         clock = last_save = time.monotonic()
 
         def after_iteration(agent: Agent[Any], row: dict[str, float]) -> bool | None:
-            nonlocal saved, last_save, stopped_by_time
+            nonlocal saved, last_save
             metrics.write(agent.iteration, agent.num_timesteps, row)
             if "eval_return" in row and agent.best.timesteps == agent.num_timesteps:
                 agent.save(folder / "best")
             now = time.monotonic()
-            stopped_by_time = max_seconds is not None and now - clock >= max_seconds
-            if signals.received is not None or stopped_by_time:
+            over = max_seconds is not None and now - clock >= max_seconds
+            if signals.received is not None or over:
                 return False
             if now - last_save >= config.checkpoint_seconds:
                 save(folder, agent)
@@ -126,19 +126,14 @@ def train(
             return None
 
         evaluation = config.evaluation
-        eval_kwargs = config.env_kwargs | evaluation.env_kwargs
         try:
             agent.go_on(
                 after_iteration,
                 progress_bar=progress,
                 eval_freq=evaluation.freq,
                 n_eval_episodes=evaluation.episodes,
-                eval_env_kwargs=eval_kwargs,
+                eval_env_kwargs=config.env_kwargs | evaluation.env_kwargs,
             )
-            if evaluation.freq and stopped_by_time:
-                agent.evaluate(evaluation.episodes, env_kwargs=eval_kwargs)
-                if agent.best.timesteps == agent.num_timesteps:
-                    agent.save(folder / "best")
             if agent.iteration != saved:
                 save(folder, agent)
         except Exception as error:
