@@ -63,10 +63,14 @@ def kill_and_resume(whole: Reference, cwd: Path, seed: int, kills: int, *argumen
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"ended before kill {k}, at {moment:.2f} s"
         found = checkpoint.list_checkpoints(folder / "checkpoints")
         reached.append(int(found[0].name.removeprefix("step-")) if found else 0)
         assert (folder / "config.toml").exists() == folder.exists()
+        if process.returncode == 0:  # the machine has become faster than it was measured to be
+            print(f"ended before kill {k}, at {moment:.2f} s")
+            assert k >= kills / 2, "too few kills came before the end"
+            break
+        assert process.returncode == -signal.SIGKILL
     print(f"iterations reached at the kills: {reached[1:]}")
     assert len(set(reached)) > kills / 5, "hardly any kill came after a new checkpoint"
     with begin(folder, cwd, *arguments) as process:
