@@ -174,7 +174,8 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
     meta, own = newest.meta, agent.state()[1]
     settings = ("algorithm", "env", "env_kwargs", "backend", "config")
     changed = {name: differences(meta.get(name), own[name]) for name in settings}
-    threads = meta["made_with"].get("threads", torch.get_num_threads())
+    before = meta.get("made_with", {})  # without it, `load_state` refuses below
+    threads = before.get("threads", torch.get_num_threads())
     if config.threads is not None:
         changed["threads"] = differences(threads, config.threads)
     if any(changed.values()):
@@ -192,9 +193,8 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
         )
     torch.set_num_threads(threads)
     for name, now in made_with().items():
-        before = meta["made_with"].get(name)
-        if before != now:
-            say(f"{name} was {before} and is {now}: the run goes on, but not bit for bit the same")
+        if before.get(name) != now:
+            say(f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for bit the same")
     say(f"going on from {newest.path.name} ({agent.num_timesteps:,} steps)")
     return agent
 
