@@ -30,6 +30,8 @@ WRONG = {
     "clip_range_vf": [-0.1, "linear(-1)", True],
     "normalize_advantage": [1, "yes", None],
     "normalize_observation": [0],
+    "use_action_masks": [1],
+    "policy": ["lstn", 3],
     "normalize_reward": [1.0],
     "recompute_advantage": ["no"],
     "policy_kwargs": [[("net_arch", 3)], 3],

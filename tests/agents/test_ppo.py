@@ -17,19 +17,19 @@ from tests.agents.probes import ActionDecides, ConstantReward
 from upslope.agents.ppo import ppo_loss
 from upslope.gradient import quality
 from upslope.losses import policy_gradient_loss
-from upslope.policies.actor_critic import MlpActorCritic
+from upslope.policies.actor_critic import NetworkActorCritic
 from upslope.rollout.buffer import Batch
 from upslope.seeding import generator
 
 SPACES = {"Discrete": spaces.Discrete(3), "Box": spaces.Box(-1, 1, (2,), np.float32)}
 
 
-def policy_of(kind: str) -> MlpActorCritic:
+def policy_of(kind: str) -> NetworkActorCritic:
     observation = spaces.Box(-1, 1, (4,), np.float32)
-    return MlpActorCritic(observation, SPACES[kind], generator=generator(0, "test"))
+    return NetworkActorCritic(observation, SPACES[kind], generator=generator(0, "test"))
 
 
-def batch_of(policy: MlpActorCritic, rows: int = 40) -> Batch:
+def batch_of(policy: NetworkActorCritic, rows: int = 40) -> Batch:
     draw = generator(1, "test")
     observation = torch.randn(rows, 4, generator=draw)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def batch_of(policy: MlpActorCritic, rows: int = 40) -> Batch:
     )
 
 
-def gradient_of(policy: MlpActorCritic, loss: torch.Tensor) -> torch.Tensor:
+def gradient_of(policy: NetworkActorCritic, loss: torch.Tensor) -> torch.Tensor:
     found = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)
     pairs = zip(found, policy.parameters(), strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])

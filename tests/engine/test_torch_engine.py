@@ -11,13 +11,13 @@ from torch import nn
 from upslope.engine.flat import FlatParameters
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import NotFiniteError
-from upslope.policies.actor_critic import MlpActorCritic
+from upslope.policies.actor_critic import NetworkActorCritic
 
 ROWS = 60
 
 
-def policy_of(seed: int = 0) -> MlpActorCritic:
-    return MlpActorCritic(
+def policy_of(seed: int = 0) -> NetworkActorCritic:
+    return NetworkActorCritic(
         spaces.Box(-1, 1, (3,), np.float32),
         spaces.Box(-1, 1, (2,), np.float32),
         generator=torch.Generator().manual_seed(seed),
@@ -27,6 +27,8 @@ def policy_of(seed: int = 0) -> MlpActorCritic:
 
 class Rows:
     """Observations, actions and weights, of which rows can be taken."""
+
+    action_mask = sequences = None
 
     def __init__(self, observation, action, weight) -> None:
         self.observation, self.action, self.weight = observation, action, weight

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from upslope.errors import ArgumentError
-from upslope.policies.actor_critic import CustomActorCritic, MlpActorCritic, make_policy
+from upslope.policies.actor_critic import CustomActorCritic, NetworkActorCritic, make_policy
 
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
 DISCRETE = spaces.Discrete(4)
@@ -43,7 +43,9 @@ def test_forward_is_its_three_parts(action, own):
     observation = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
     distribution = policy.distribution(observation)
     drawn = distribution.sample(torch.Generator().manual_seed(2))
-    log_prob, entropy, value = policy(SimpleNamespace(observation=observation, action=drawn))
+    log_prob, entropy, value = policy(
+        SimpleNamespace(observation=observation, action=drawn, action_mask=None, sequences=None)
+    )
     assert log_prob.shape == entropy.shape == value.shape == (10,)
     torch.testing.assert_close(log_prob, distribution.log_prob(drawn))
     torch.testing.assert_close(entropy, distribution.entropy())
@@ -95,9 +97,9 @@ def test_box_observations_of_any_shape_and_type(shape, dtype):
 # ---- refusals ------------------------------------------------------------------------------------
 def test_another_name_is_refused():
     with pytest.raises(
-        ArgumentError, match=r"policy='cnn' is not supported: give 'mlp' or a torch"
+        ArgumentError, match=r"policy='lstn' is not supported \(did you mean 'lstm'\?\): give one"
     ):
-        made("cnn")
+        made("lstn")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ class Returns(nn.Module):
     ],
 )
 def test_a_module_that_returns_something_else_is_told_what_to_return(output, got):
-    policy = CustomActorCritic(Returns(output), DISCRETE)
+    policy = CustomActorCritic(Returns(output), OBSERVATION, DISCRETE)
     wanted = r"a pair \(action parameters \[5, 4\], value \[5\]\)"
     for call in (policy.value, policy.distribution):
         with pytest.raises(
@@ -141,7 +143,7 @@ def test_a_module_that_returns_something_else_is_told_what_to_return(output, got
             call(torch.zeros(5, 3))
 
 
-def test_mlp_of_a_dictionary_is_refused():
-    with pytest.raises(ArgumentError, match="observation space Dict"):
-        made(observation=spaces.Dict(a=OBSERVATION))
-    assert isinstance(made("mlp"), MlpActorCritic)
+def test_a_space_without_a_form_is_refused_and_its_part_named():
+    nested = spaces.Dict(a=OBSERVATION, b=spaces.Tuple([spaces.Text(5)]))
+    with pytest.raises(ArgumentError, match=r"observation space\['b'\]\[0\] Text.* not supported"):
+        made(observation=nested)

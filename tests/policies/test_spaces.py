@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from upslope.errors import ArgumentError
 from upslope.policies.distributions import Categorical, DiagonalGaussian
-from upslope.policies.spaces import ActionHead, observation_size
+from upslope.policies.spaces import ActionHead
 
 
 def test_discrete():
@@ -66,36 +66,3 @@ def test_box_of_any_shape_is_flat_inside_and_shaped_outside(shape, dtype):
     if shape == (2, 3):  # row by row, as numpy flattens
         row = np.arange(6, dtype=np.float32)[None] / 5
         assert np.array_equal(head.to_environment(row)[0], row.reshape(2, 3))
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Tuple([spaces.Discrete(2)]),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(3),
-        spaces.Box(0, 5, (2,), np.int64),
-        spaces.Dict(a=spaces.Discrete(2)),
-    ],
-    ids=lambda space: type(space).__name__,
-)
-def test_actions_that_are_not_supported_are_refused(space: gymnasium.Space):
-    with pytest.raises(
-        ArgumentError, match=r"action space .* is not supported: .*Discrete and Box"
-    ):
-        ActionHead(space)
-
-
-@pytest.mark.parametrize(("shape", "size"), [((), 1), ((4,), 4), ((3, 5), 15)])
-def test_observation_size(shape, size):
-    assert observation_size(spaces.Box(-1, 1, shape)) == size
-
-
-@pytest.mark.parametrize(
-    "space",
-    [spaces.Dict(a=spaces.Box(0, 1, (2,))), spaces.Discrete(3), spaces.Tuple([])],
-    ids=lambda space: type(space).__name__,
-)
-def test_observations_that_are_not_supported_are_refused(space):
-    with pytest.raises(ArgumentError, match=r"observation space .* is not supported: .*Box"):
-        observation_size(space)

@@ -103,10 +103,11 @@ class Scripted(VectorEnv):
         mode: AutoresetMode | str | None = AutoresetMode.NEXT_STEP,
         first: Any = None,
         dtype: Any = np.float32,
+        high: float = 100,
     ) -> None:
         self.num_envs, self.script, self.first = n, list(script), first
         self.metadata = {} if mode is None else {"autoreset_mode": mode}
-        self.single_observation_space = gymnasium.spaces.Box(0, 100, (2,), dtype)
+        self.single_observation_space = gymnasium.spaces.Box(0, high, (2,), dtype)
         self.single_action_space = gymnasium.spaces.Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, n)
         self.action_space = batch_space(self.single_action_space, n)

@@ -16,7 +16,8 @@ from tests.rollout.chain import Chain
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic, make_policy
 from upslope.rollout.buffer import Rollout
-from upslope.rollout.collect import Collector, evaluate_values
+from upslope.rollout.collect import Collector
+from upslope.rollout.values import evaluate_values
 from upslope.rollout.make import make_stream
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.seeding import derive32, generator
@@ -363,7 +364,7 @@ def test_values_of_many_rows_are_those_of_few(monkeypatch):
     collect(collector, policy, 0)
     evaluate_values(policy, collector.rollout)
     whole = collector.rollout.value.clone()
-    monkeypatch.setattr("upslope.rollout.collect.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("upslope.rollout.values.ROWS_AT_ONCE", 7)
     evaluate_values(policy, collector.rollout)
     torch.testing.assert_close(collector.rollout.value, whole)
     with torch.no_grad():

@@ -23,6 +23,7 @@ from upslope import checkpoint, recipes
 from upslope.agents import saving
 from upslope.agents.config import Config, make_config
 from upslope.agents.evaluation import Best, evaluate_policy
+from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
@@ -64,6 +65,8 @@ class Agent(Generic[Config]):
                     f"n_envs={settings['n_envs']}, but the environment given has {found}: leave "
                     "n_envs out, or give an id or a factory"
                 )
+        if not isinstance(policy, nn.Module):
+            settings["policy"] = policy
         self.config: Config = make_config(self.config_class, settings)
         self.env = env
         self.env_kwargs = dict(env_kwargs or {})
@@ -81,27 +84,26 @@ class Agent(Generic[Config]):
         self.num_timesteps = 0
         self.target_timesteps = 0
         self.best = Best()
-        self._predictions = generator(seed, "predict", device=self.device)
+        self.prediction_generator = generator(seed, "predict", device=self.device)
 
     def _make_collector(self) -> Collector:
-        config, stream = self.config, self.stream
-        shape, kept = stream.observation_space.shape or (), np.dtype(stream.observation_space.dtype)
-        normalize_observation = config.normalize_observation
-        if normalize_observation or np.issubdtype(kept, np.floating):
+        config, stream, policy = self.config, self.stream, self.policy
+        layout, scaled = stream.layout, config.normalize_observation
+        kept = layout.dtype
+        if scaled or np.issubdtype(kept, np.floating):
             kept = np.dtype(np.float32)
-        head, steps = self.policy.head, config.n_steps
-        rollout = Rollout(steps, stream.n_envs, (shape, kept), (head.shape, head.dtype))
+        head, steps = policy.head, config.n_steps
+        kinds = (layout.shape, kept), (head.shape, head.dtype)
         return Collector(
             stream,
-            rollout,
+            Rollout(steps, stream.n_envs, *kinds, memory_size=policy.memory_size),
             seed=config.seed,
             segment_length=math.ceil(config.segment_length / steps) * steps,
-            observation_normalizer=(
-                ObservationNormalizer(shape) if normalize_observation else None
-            ),
+            observation_normalizer=ObservationNormalizer.of(layout) if scaled else None,
             reward_normalizer=(
                 RewardNormalizer(stream.n_envs, config.gamma) if config.normalize_reward else None
             ),
+            use_action_masks=config.use_action_masks,
         )
 
     @classmethod
@@ -241,30 +243,17 @@ class Agent(Generic[Config]):
         episode_start: Any = None,
         deterministic: bool = True,
         action_masks: Any = None,
-    ) -> tuple[np.ndarray, None]:
-        """Return the action for one observation or for a batch [N, ...], and the state (None).
+    ) -> tuple[Any, Any]:
+        """Return the action for one observation or for a batch [N, ...], and the state after it.
+
+        `state` is what the last call returned, None at the beginning; where `episode_start` [N] is
+        True it is forgotten. `action_masks` [N, columns], or as the environment gives them, are
+        True where an action is legal. A policy without memory returns None as its state.
 
         Raises ArgumentError for an observation that is of neither shape or not finite, and for a
-        state or masks, which this policy does not take.
+        state or masks that do not fit.
         """
-        if state is not None or action_masks is not None:
-            raise ArgumentError(
-                "this policy is neither recurrent nor masked: leave state and action_masks out"
-            )
-        shape, array = self.stream.observation_space.shape or (), np.asarray(observation)
-        single = array.shape == shape
-        if not single and array.shape[1:] != shape:
-            raise ArgumentError(
-                f"observation has shape {array.shape}; predict takes {shape} or {('N', *shape)}"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ArgumentError("observation has NaN or inf; predict takes finite numbers")
-        rows = self.collector.prepared(array[None] if single else array).copy()
-        with torch.inference_mode():
-            distribution = self.policy.distribution(torch.from_numpy(rows).to(self.device))
-            drawn = distribution.mode() if deterministic else distribution.sample(self._predictions)
-        action = self.policy.head.to_environment(drawn.cpu().numpy())
-        return (action[0] if single else action), None
+        return predict(self, observation, state, episode_start, deterministic, action_masks)
 
     # -- saving and loading --------------------------------------------------------------------
 
@@ -312,7 +301,9 @@ class Agent(Generic[Config]):
         saving.check_given(meta, env, policy, path)
         wanted = meta["env"] if env is None else env
         settings = {**meta["config"], **saving.making(meta, wanted)}
-        agent = cls(wanted, policy=policy, **settings)
+        if policy is not None:
+            settings["policy"] = policy
+        agent = cls(wanted, **settings)
         if not saving.trained_on(meta, wanted):
             tensors, meta = saving.elsewhere(agent, tensors, meta)
         agent.load_state(tensors, meta, path)

@@ -12,6 +12,7 @@ import tyro
 
 from upslope.agents.schedules import Schedule, check_schedule
 from upslope.errors import ConfigError, suggest
+from upslope.policies.actor_critic import POLICIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,15 @@ class AgentConfig:
     """Longest gradient that is taken whole, as a 2-norm; None never clips; smaller is steadier."""
     seed: int = 0
     """The number that every random draw is derived from."""
+    policy: str | None = None
+    """The network: mlp, cnn, lstm or gru; None is cnn where observations are images, else mlp."""
     policy_kwargs: Annotated[Mapping[str, Any], tyro.conf.Suppress] = dataclasses.field(
         default_factory=dict
     )
-    """What the policy is built with: net_arch (64, 64), activation ("tanh"), log_std_init (0)."""
+    """What the policy is built with: net_arch (64, 64), activation ("tanh"), memory_size (64), and
+    for Box actions log_std_init (0), scale ("parameter", "network", "exploration"), squash."""
+    use_action_masks: bool = True
+    """Take only what the environment says is legal; False lets it find that out by reward."""
     normalize_observation: bool = False
     """Centre observations by their running mean, divide by their deviation, clip to +-10."""
     normalize_reward: bool = False
@@ -55,10 +61,14 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 SWITCHES = (
     "normalize_advantage",
     "normalize_observation",
+    "use_action_masks",
     "normalize_reward",
     "recompute_advantage",
 )
-CHOICES: dict[str, Iterable[str]] = {"engine": ("auto", "torch")}
+CHOICES: dict[str, Iterable[str | None]] = {
+    "engine": ("auto", "torch"),
+    "policy": (None, *POLICIES),
+}
 
 Config = TypeVar("Config", bound=AgentConfig)
 

@@ -83,7 +83,11 @@ def run_episodes(
         left, state, start = share.copy(), None, np.ones(count, bool)
         while left.any():
             action, state = agent.predict(
-                stream.observation, state, episode_start=start, deterministic=deterministic
+                stream.layout.unpack(stream.observation),
+                state,
+                episode_start=start,
+                deterministic=deterministic,
+                **({} if stream.action_mask is None else {"action_masks": stream.action_mask}),
             )
             step = stream.step(action)
             total += step.reward

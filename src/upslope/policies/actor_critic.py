@@ -1,14 +1,22 @@
-"""An actor-critic: pi(a|s) over the action space and v(s), from separate or shared networks.
+"""An actor-critic: pi(a|s) over the action space and v(s), from observations of any space.
 
-Every policy gives the same three things, so that an algorithm's page needs no branch:
+    s -> features -> (memory) -> actor  -> pi(.|s)
+                              -> critic -> v(s)
 
-    policy(batch)             -> log_prob [B], entropy [B], value [B]
-    policy.distribution(obs)  -> pi(.|s)
-    policy.value(obs)         -> v(s) [B]
+Every policy gives the same, so that an algorithm's page needs no branch:
+
+    policy(batch)                    -> log_prob [B], entropy [B], value [B]
+    policy.step(obs, memory, mask)   -> pi(.|s), and the memory to go on with
+    policy.distribution(obs, mask)   -> pi(.|s)        without memory, or at an episode's start
+    policy.value(obs, sequences)     -> v(s) [B]
+
+Observations are packed (`layout.Layout`), [B, ...]; `mask` [B, columns] is True where an action is
+legal, or None; `memory` is [B, memory_size], of no columns where the policy has none.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,10 +24,15 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import ArgumentError, UpslopeError
+from upslope.errors import ArgumentError, UpslopeError, suggest
 from upslope.policies.distributions import Distribution
+from upslope.policies.features import Features, has_images
+from upslope.policies.layout import Layout
+from upslope.policies.memory import MEMORIES, Sequences
 from upslope.policies.networks import mlp
-from upslope.policies.spaces import ActionHead, observation_size
+from upslope.policies.spaces import ActionHead
+
+POLICIES = ("mlp", "cnn", *MEMORIES)
 
 
 class Rows(Protocol):
@@ -27,27 +40,40 @@ class Rows(Protocol):
 
     observation: Tensor
     action: Tensor
+    action_mask: Tensor | None
+    sequences: Sequences | None
 
 
 class ActorCritic(nn.Module):
-    """What MLP policies and a user's own module share: the head, and `policy(batch)`."""
+    """What every policy shares: the head, and `policy(batch)`."""
 
-    def __init__(self, action_space: gymnasium.Space, log_std_init: float) -> None:
-        super().__init__()
-        self.head = ActionHead(action_space, log_std_init)
+    memory_size = 0
+    head: ActionHead
 
-    def distribution(self, observation: Tensor) -> Distribution:
-        """Return pi(.|s) for observations [B, ...]."""
+    def both(
+        self, observation: Tensor, mask: Tensor | None, sequences: Sequences | None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s) and v(s) [B]; rows follow one another as `sequences` says."""
         raise NotImplementedError
 
-    def value(self, observation: Tensor) -> Tensor:
+    def step(
+        self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s) and the memory to go on with."""
+        raise NotImplementedError
+
+    def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
         """Return v(s), [B]."""
         raise NotImplementedError
 
+    def distribution(self, observation: Tensor, mask: Tensor | None = None) -> Distribution:
+        """Return pi(.|s) at the beginning of an episode, or anywhere if there is no memory."""
+        empty = observation.new_zeros(len(observation), self.memory_size, dtype=torch.float32)
+        return self.step(observation, empty, mask)[0]
+
     def forward(self, batch: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Return log pi(a|s), H(pi(.|s)) and v(s), each [B]."""
-        distribution = self.distribution(batch.observation)
-        value = self.value(batch.observation)
+        distribution, value = self.both(batch.observation, batch.action_mask, batch.sequences)
         return distribution.log_prob(batch.action), distribution.entropy(), value
 
     def policy_parameters(self) -> list[nn.Parameter]:
@@ -55,55 +81,114 @@ class ActorCritic(nn.Module):
         return list(self.parameters())
 
 
-class MlpActorCritic(ActorCritic):
-    """Two separate perceptrons, for the policy and for the value, over flattened observations."""
+class NetworkActorCritic(ActorCritic):
+    """Perceptrons for the policy and for the value over shared features, with or without memory.
+
+    Only convolutions and memory have shared parameters: with neither, the two are separate.
+    `images` puts convolutions before them, `memory` "lstm" or "gru" a recurrent layer of
+    `memory_size` units. `net_arch` are the hidden layers of both perceptrons: (64, 64) by default,
+    one of 64 behind a memory, none behind convolutions. `scale` and `squash`: see `ActionHead`.
+    """
 
     def __init__(
         self,
-        observation_space: gymnasium.Space,
-        action_space: gymnasium.Space,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
         *,
         generator: torch.Generator,
-        net_arch: Sequence[int] = (64, 64),
+        images: bool = False,
+        memory: str | None = None,
+        memory_size: int = 64,
+        net_arch: Sequence[int] | None = None,
         activation: str = "tanh",
         log_std_init: float = 0.0,
+        scale: str = "parameter",
+        squash: bool = False,
     ) -> None:
-        super().__init__(action_space, log_std_init)
-        self.inputs = inputs = observation_size(observation_space)
+        super().__init__()
+        if net_arch is None:
+            net_arch = (64,) if memory else () if images else (64, 64)
+        self.features = Features(observation_space, images=images, generator=generator)
+        inputs = self.features.size
+        self.memory = None
+        if memory is not None:
+            self.memory = MEMORIES[memory](inputs, memory_size).initialise(generator)
+            self.memory_size, inputs = self.memory.state_size, memory_size
+        latent = net_arch[-1] if net_arch else inputs
+        self.head = ActionHead(
+            action_space, log_std_init, scale=scale, squash=squash, latent=latent
+        )
         shape: dict[str, Any] = {"activation": activation, "generator": generator}
         self.actor = mlp([inputs, *net_arch, self.head.size], output_gain=0.01, **shape)
         self.critic = mlp([inputs, *net_arch, 1], output_gain=1.0, **shape)
 
-    def distribution(self, observation: Tensor) -> Distribution:
-        """Return pi(.|s) for observations [B, ...]."""
-        return self.head(self.actor(self._rows(observation)))
+    def both(
+        self, observation: Tensor, mask: Tensor | None, sequences: Sequences | None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s) and v(s) [B]; rows follow one another as `sequences` says."""
+        features = self._rows(observation, sequences)
+        return self._pi(features, mask), self.critic(features).squeeze(-1)
 
-    def value(self, observation: Tensor) -> Tensor:
+    def step(
+        self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s) and the memory to go on with."""
+        features = self.features(observation)
+        if self.memory is not None:
+            features, memory = self.memory(features, memory)
+        return self._pi(features, mask), memory
+
+    def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
         """Return v(s), [B]."""
-        return self.critic(self._rows(observation)).squeeze(-1)
+        return self.critic(self._rows(observation, sequences)).squeeze(-1)
 
-    def _rows(self, observation: Tensor) -> Tensor:
-        return observation.reshape(-1, self.inputs).float()
+    def _rows(self, observation: Tensor, sequences: Sequences | None) -> Tensor:
+        features = self.features(observation)
+        if self.memory is None:
+            return features
+        if sequences is None:  # every row begins an episode
+            return self.memory(features, features.new_zeros(len(features), self.memory_size))[0]
+        return self.memory.sequences(features, sequences)
+
+    def _pi(self, features: Tensor, mask: Tensor | None) -> Distribution:
+        if self.head.scale != "exploration":
+            return self.head(self.actor(features), mask)
+        latent = self.actor[:-1](features)
+        return self.head(self.actor[-1](latent), mask, latent)
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the actor and its head."""
-        return [*self.head.parameters(), *self.actor.parameters()]
+        """Return the parameters of all but the critic."""
+        only_value = {id(parameter) for parameter in self.critic.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in only_value]
 
 
 class CustomActorCritic(ActorCritic):
     """A module of the user's own: `network(observation) -> (parameters [B, P], value [B])`.
 
-    P is the number of actions (Discrete) or dimensions (Box).
+    P is what the action space takes (`ActionHead.size`): a number for each option of a Discrete or
+    MultiDiscrete, for each bit of a MultiBinary, for each dimension of a Box. Observations of a
+    Dict or Tuple space come as a dict or tuple of tensors, like the space.
     """
 
     def __init__(
-        self, network: nn.Module, action_space: gymnasium.Space, log_std_init: float = 0.0
+        self,
+        network: nn.Module,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        *,
+        log_std_init: float = 0.0,
+        scale: str = "parameter",
+        squash: bool = False,
     ) -> None:
-        super().__init__(action_space, log_std_init)
+        super().__init__()
+        if scale == "exploration":
+            raise ArgumentError("scale='exploration' needs the policy's last layer: policy='mlp'")
+        self.layout = Layout(observation_space)
+        self.head = ActionHead(action_space, log_std_init, scale=scale, squash=squash)
         self.network = network
 
     def _run(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.network(observation)
+        output = self.network(self.layout.unpack(observation))
         rows, size = len(observation), self.head.size
         wanted = f"a pair (action parameters [{rows}, {size}], value [{rows}])"
         if not (isinstance(output, tuple) and len(output) == 2):
@@ -114,39 +199,60 @@ class CustomActorCritic(ActorCritic):
             raise ArgumentError(f"policy= returned {got}, but must return {wanted}")
         return output
 
-    def distribution(self, observation: Tensor) -> Distribution:
-        """Return pi(.|s) for observations [B, ...]."""
-        return self.head(self._run(observation)[0])
+    def both(
+        self, observation: Tensor, mask: Tensor | None, sequences: Sequences | None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s) and v(s) [B], from one pass of the network."""
+        parameters, value = self._run(observation)
+        return self.head(parameters, mask), value
 
-    def value(self, observation: Tensor) -> Tensor:
+    def step(
+        self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """Return pi(.|s), and the memory, which it has none of."""
+        return self.head(self._run(observation)[0], mask), memory
+
+    def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
         """Return v(s), [B]."""
         return self._run(observation)[1]
-
-    def forward(self, batch: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log pi(a|s), H(pi(.|s)) and v(s), each [B], from one pass of the network."""
-        parameters, value = self._run(batch.observation)
-        distribution = self.head(parameters)
-        return distribution.log_prob(batch.action), distribution.entropy(), value
 
 
 def make_policy(
     policy: str | nn.Module | None,
-    observation_space: gymnasium.Space,
-    action_space: gymnasium.Space,
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
     *,
     generator: torch.Generator,
     **policy_kwargs: Any,
 ) -> ActorCritic:
-    """Return the actor-critic that `policy` names: None or "mlp", or a module of one's own.
+    """Return the actor-critic that `policy` names: "mlp", "cnn", "lstm", "gru", or a module.
+
+    None is "cnn" where observations have an image and "mlp" elsewhere; "lstm" and "gru" also have
+    convolutions where there is an image.
 
     Raises ArgumentError for another name, or for `policy_kwargs` that the policy does not take.
     """
-    if not isinstance(policy, nn.Module) and policy not in (None, "mlp"):
-        raise ArgumentError(f"policy={policy!r} is not supported: give 'mlp' or a torch.nn.Module")
+    if not (policy is None or isinstance(policy, nn.Module) or policy in POLICIES):
+        options = ", ".join(map(repr, POLICIES))
+        meant = suggest(str(policy), POLICIES)
+        raise ArgumentError(
+            f"policy={policy!r} is not supported{meant}: give one of {options}, or a "
+            "torch.nn.Module"
+        )
+    spaces = (observation_space, action_space)
+    kind = CustomActorCritic if isinstance(policy, nn.Module) else NetworkActorCritic
+    taken = inspect.signature(kind).parameters
+    for name in policy_kwargs:
+        if name not in taken or name in ("network", "generator", "images", "memory"):
+            raise ArgumentError(f"policy_kwargs={policy_kwargs} does not fit: no {name!r} here")
     try:
         if isinstance(policy, nn.Module):
-            return CustomActorCritic(policy, action_space, **policy_kwargs)
-        return MlpActorCritic(observation_space, action_space, generator=generator, **policy_kwargs)
+            return CustomActorCritic(policy, *spaces, **policy_kwargs)
+        memory = policy if policy in MEMORIES else None
+        images = policy == "cnn" or (policy != "mlp" and has_images(observation_space))
+        return NetworkActorCritic(
+            *spaces, generator=generator, images=images, memory=memory, **policy_kwargs
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UpslopeError):
             raise

@@ -1,12 +1,13 @@
-"""Networks: a multilayer perceptron with orthogonal initialisation."""
+"""Networks with orthogonal initialisation: a multilayer perceptron, and convolutions for images."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upslope.errors import ArgumentError, suggest
 
@@ -17,6 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "elu": nn.ELU,
 }
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # (channels, kernel, stride) of each layer
+NATURE_FEATURES = 512
+SMALLEST_IMAGE = 36
 
 
 def mlp(
@@ -44,9 +48,53 @@ def mlp(
         last = len(layers) == 2 * (len(sizes) - 2)
         # On "meta" no number is drawn; `skip_init` does the same and imports sympy for it (0.5 s).
         layer = nn.Linear(inputs, outputs, device="meta")
-        layer.weight = nn.Parameter(torch.empty(outputs, inputs))
-        layer.bias = nn.Parameter(torch.zeros(outputs))
-        gain = output_gain if last else 2**0.5
-        nn.init.orthogonal_(layer.weight, gain, generator=generator)
+        orthogonal(layer, (outputs, inputs), output_gain if last else 2**0.5, generator)
         layers += [layer] if last else [layer, ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
+
+
+def orthogonal(layer: Any, shape: tuple[int, ...], gain: float, generator: torch.Generator) -> None:
+    """Give a layer that was made on "meta" its weight, orthogonal, and a bias of zero."""
+    layer.weight = nn.Parameter(torch.empty(shape))
+    layer.bias = nn.Parameter(torch.zeros(shape[0]))
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+
+
+class NatureCnn(nn.Module):
+    """Three convolutions and 512 rectified units over images [B, C, H, W] or [B, H, W, C].
+
+    Channels are the shorter of the outer two axes; numbers are divided by `white`. Weights are
+    orthogonal with gain sqrt(2). Mnih et al. 2015, "Human-level control through deep reinforcement
+    learning", Methods, model architecture.
+
+    Raises ArgumentError for images smaller than 36 x 36.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], generator: torch.Generator, white: float = 255.0
+    ) -> None:
+        super().__init__()
+        self.white = white
+        self.channels_last = shape[-1] < shape[0]
+        channels, height, width = (shape[2], *shape[:2]) if self.channels_last else shape
+        if min(height, width) < SMALLEST_IMAGE:
+            raise ArgumentError(
+                f"policy='cnn' takes images of at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE}, got "
+                f"{height} x {width}"
+            )
+        layers: list[nn.Module] = []
+        for outputs, kernel, stride in NATURE:
+            layer = nn.Conv2d(channels, outputs, kernel, stride, device="meta")
+            orthogonal(layer, (outputs, channels, kernel, kernel), 2**0.5, generator)
+            layers += [layer, nn.ReLU()]
+            channels = outputs
+            height, width = ((side - kernel) // stride + 1 for side in (height, width))
+        dense = nn.Linear(channels * height * width, NATURE_FEATURES, device="meta")
+        orthogonal(dense, (NATURE_FEATURES, dense.in_features), 2**0.5, generator)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), dense, nn.ReLU())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return features [B, 512]."""
+        if self.channels_last:
+            image = image.permute(0, 3, 1, 2)
+        return self.layers(image.float() / self.white)

@@ -2,6 +2,8 @@
 
     observation [T, N, ...]   action [T, N, ...]   reward, log_prob, value, next_value [T, N]
     terminated, truncated, valid [T, N]            advantage, target [T, N]
+    action_mask [T, N, columns]                    where environments say which actions are legal
+    memory [N, S]                                  of a recurrent policy, before the first row
 
 `next_value` is v of the true next observation: the following row's value, except where an episode
 was truncated, where it is the value of the observation the episode ended in. It is 0 where the
@@ -18,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.policies.memory import Sequences
+
 
 @dataclass(slots=True)
 class Batch:
@@ -29,6 +33,8 @@ class Batch:
     value: Tensor
     advantage: Tensor
     target: Tensor
+    action_mask: Tensor | None = None
+    sequences: Sequences | None = None
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Return the rows named by `index` [B] int64."""
@@ -40,6 +46,8 @@ class Batch:
             self.value.index_select(0, index),
             self.advantage.index_select(0, index),
             self.target.index_select(0, index),
+            None if self.action_mask is None else self.action_mask.index_select(0, index),
+            None if self.sequences is None else self.sequences[index],
         )
 
 
@@ -52,6 +60,7 @@ class Rollout:
         n_envs: int,
         observation: tuple[tuple[int, ...], np.dtype],
         action: tuple[tuple[int, ...], np.dtype],
+        memory_size: int = 0,
     ) -> None:
         shape = (n_steps, n_envs)
         self.n_steps, self.n_envs = shape
@@ -69,6 +78,8 @@ class Rollout:
         self.target = torch.zeros(shape)
         self.cut: list[tuple[int, np.ndarray, np.ndarray]] = []
         """(step, environments, the observations they were truncated in)."""
+        self.action_mask: np.ndarray | None = None  # made when the first mask is seen
+        self.memory = torch.zeros(n_envs, memory_size)
 
     @property
     def n_valid(self) -> int:
@@ -82,18 +93,51 @@ class Rollout:
             tensor = torch.from_numpy(field) if isinstance(field, np.ndarray) else field
             return tensor.flatten(0, 1).to(device)
 
-        fields = (self.observation, self.action, self.log_prob, self.value)
-        return Batch(*[rows(field) for field in (*fields, self.advantage, self.target)])
+        batch = Batch(
+            *(rows(self.observation), rows(self.action), rows(self.log_prob)),
+            *(rows(self.value), rows(self.advantage), rows(self.target)),
+        )
+        if self.action_mask is not None:
+            batch.action_mask = rows(self.action_mask)
+        if self.recurrent:
+            segment = torch.from_numpy(self.segments()).flatten()
+            batch.sequences = Sequences(segment.to(device), self.memory.to(device))
+        return batch
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the policy that filled it has a memory."""
+        return self.memory.shape[1] > 0
+
+    def segments(self) -> np.ndarray:
+        """Return which part of which episode each row belongs to, [T, N] int64.
+
+        Those that go on from before the rollout are numbered by their environment, 0 to N-1.
+        """
+        begins = np.zeros((self.n_steps, self.n_envs), np.int64)
+        begins[1:] = (self.terminated | self.truncated | ~self.valid)[:-1]
+        return begins.cumsum(axis=0) * self.n_envs + np.arange(self.n_envs)
 
     def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield every valid row once, shuffled, as index tensors of nearly equal length.
 
         There are round(valid rows / batch_size) of them: no small one is left over at the end, over
-        which an advantage could not be standardised.
+        which an advantage could not be standardised. With a recurrent policy whole environments are
+        shuffled, so that sequences stay whole, and there is at least one in each.
         """
+        count = max(1, round(self.n_valid / batch_size))
+        if self.recurrent:
+            shuffled = torch.randperm(self.n_envs, generator=generator)
+            for group in shuffled.tensor_split(min(count, self.n_envs)):
+                chosen = np.zeros_like(self.valid)
+                chosen[:, group.numpy()] = True
+                rows = torch.from_numpy(np.flatnonzero(chosen & self.valid))
+                if len(rows):
+                    yield rows
+            return
         rows = torch.from_numpy(np.flatnonzero(self.valid.ravel()))
         order = rows[torch.randperm(len(rows), generator=generator)]
-        yield from order.tensor_split(max(1, round(len(rows) / batch_size)))
+        yield from order.tensor_split(count)
 
     def chunks(self, index: Tensor, at_most: int = 8) -> list[Tensor] | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.

@@ -1,45 +1,91 @@
 """What environments gave, refused unless it is what they promised, and copied.
 
-An observation has its space's shape and type, each reward is a number, each end a truth value, and
-all of it is finite. A refusal says which environment, which value and which step.
+An observation has its space's shape, type and bounds, each reward is a number, each end a truth
+value, each choice an action that is legal, and all of it is finite. A refusal says which
+environment, which value, which step and which seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from upslope.errors import EnvironmentFault
+from upslope.policies.layout import Layout, Part
+from upslope.policies.spaces import MaskLayout
 
 Array = np.ndarray
+SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
 
 
 class Checks:
     """Turns what N environments gave at one step into checked arrays of our own.
 
-    It works on one array of an observation; an observation of several parts has one for each.
+    Observations of several parts become one array, as `layout` says.
     """
 
-    def __init__(self, n_envs: int, space: gymnasium.Space[Any]) -> None:
-        self.n_envs = n_envs
-        self.shape, self.dtype = space.shape or (), np.dtype(space.dtype)
+    def __init__(self, n_envs: int, layout: Layout, masks: MaskLayout) -> None:
+        self.n_envs, self.layout, self.masks = n_envs, layout, masks
+        self.bounds = [_bounds(part) for part in layout.parts]
+        self.seed: int | None = None
+        """What the environments were last reset with."""
         self.steps = 0
         """Steps since the last reset."""
         self.total_steps = 0
 
     def observation(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
         """Return observations of all environments, or of those numbered in `rows`: [n, ...]."""
-        array = np.asarray(raw)
-        shape = (self.n_envs if rows is None else len(rows), *self.shape)
+        n = self.n_envs if rows is None else len(rows)
+        try:
+            values = list(self.layout.values(raw))
+        except (KeyError, IndexError, TypeError) as error:
+            what = f"an {name} that is not nested like its space ({type(error).__name__} {error})"
+            raise self.fault(f"{what}: {self.layout.space}") from None
+        found = [
+            self._part(part, bounds, value, name, rows, n)
+            for (part, value), bounds in zip(values, self.bounds, strict=True)
+        ]
+        return self.layout.pack(found)
+
+    def _part(
+        self,
+        part: Part,
+        bounds: tuple[Array, Array] | None,
+        raw: Any,
+        name: str,
+        rows: Array | None,
+        n: int,
+    ) -> Array:
+        array, dtype = np.asarray(raw), np.dtype(part.space.dtype)
+        shape, of = (n, *part.shape), f"an {name}{part.named()}"
         if array.shape != shape:
-            raise self.fault(f"an {name} of shape {array.shape} where the space says {shape}")
-        if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "same_kind"):
-            raise self.fault(f"an {name} of type {array.dtype} where the space says {self.dtype}")
-        own = _copied(array, self.dtype)
-        self._check_finite(own, name, rows)
+            raise self.fault(f"{of} of shape {array.shape} where the space says {shape}")
+        if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise self.fault(f"{of} of type {array.dtype} where the space says {dtype}")
+        own = _copied(array, dtype)
+        self._check_finite(own, name + part.named(), rows)
+        if bounds is not None:
+            outside = (own < bounds[0]) | (own > bounds[1])
+            if outside.any():
+                row, *element = (int(i) for i in np.argwhere(outside)[0])
+                place = f" at {element}" if element else ""
+                what = f"{own[row, *element]} as {name}{part.named()}{place}, outside {part.space}"
+                raise self.fault(what, row if rows is None else int(rows[row]))
         return own
+
+    def action_mask(self, pack: Callable[[], Array], acting: Array) -> Array:
+        """Return which actions are legal, [N, columns]; all of them where nothing is chosen."""
+        try:
+            mask = pack()
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise self.fault(str(error)) from None
+        mask[~acting] = True
+        if (row := self.masks.without_option(mask)) is not None:
+            raise self.fault("an action mask with no legal action", row)
+        return mask
 
     def reward(self, raw: Any, skipped: Array | None) -> Array:
         """Return rewards [N] float32, 0 where `skipped` is True."""
@@ -69,9 +115,10 @@ class Checks:
 
     def when(self) -> str:
         """Say at which step the stream is."""
+        seed = "" if self.seed is None else f", seed {self.seed}"
         if not self.steps:
-            return f"at a reset after {self.total_steps} steps in all"
-        return f"at step {self.steps} since the reset, {self.total_steps} in all"
+            return f"at a reset after {self.total_steps} steps in all{seed}"
+        return f"at step {self.steps} since the reset, {self.total_steps} in all{seed}"
 
     def _check_finite(self, array: Array, name: str, rows: Array | None = None) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -80,6 +127,28 @@ class Checks:
             place = f" at {element}" if element else ""
             what = f"{array[row, *element]} as {name}{place}, which takes finite numbers"
             raise self.fault(what, row if rows is None else int(rows[row]))
+
+
+def _bounds(part: Part) -> tuple[Array, Array] | None:
+    """Return the least and greatest value a part may have, [...]; None where all are allowed."""
+    space = part.space
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.asarray(0), np.asarray(1)
+    assert isinstance(space, spaces.Box)
+    low, high, kind = space.low, space.high, space.dtype
+    if kind.kind == "f":
+        size = [np.where(np.isfinite(bound), np.abs(bound), 0) for bound in (low, high)]
+        slack = SLACK * np.maximum(*size)
+        with np.errstate(over="ignore"):
+            low, high = (low - slack).astype(kind), (high + slack).astype(kind)
+        limits = -np.inf, np.inf
+    else:
+        limits = np.iinfo(kind).min, np.iinfo(kind).max
+    return None if (low == limits[0]).all() and (high == limits[1]).all() else (low, high)
 
 
 def _copied(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -26,7 +26,6 @@ from upslope.rollout.stream import Step, Stream, final_info
 from upslope.seeding import derive32
 
 RECENT_EPISODES = 100
-ROWS_AT_ONCE = 16_384
 
 
 class Collector:
@@ -41,11 +40,15 @@ class Collector:
         segment_length: int,
         observation_normalizer: ObservationNormalizer | None = None,
         reward_normalizer: RewardNormalizer | None = None,
+        use_action_masks: bool = True,
     ) -> None:
         self.stream, self.rollout, self.seed = stream, rollout, seed
         self.segment_length = segment_length
         self.observation_normalizer = observation_normalizer
         self.reward_normalizer = reward_normalizer
+        self.use_action_masks = use_action_masks
+        self.memory = rollout.memory.clone()
+        """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
         self.segment = -1
         self.segment_steps = 0
         self.actions: list[np.ndarray] = []
@@ -66,20 +69,42 @@ class Collector:
         elif saved is not None:
             self._restore_environments(policy, saved)
         rollout.cut.clear()
+        rollout.memory.copy_(self.memory)
         with torch.inference_mode():
+            policy.head.explore(generator, rollout.n_envs)
             for t in range(rollout.n_steps):
                 rollout.observation[t] = self.observation
                 observation = torch.from_numpy(rollout.observation[t]).to(device)
-                distribution = policy.distribution(observation)
+                mask = self._recorded_mask(t)
+                distribution, memory = policy.step(observation, self.memory.to(device), mask)
                 action = distribution.sample(generator)
                 rollout.log_prob[t] = distribution.log_prob(action)
                 rollout.action[t] = action.cpu().numpy()
                 self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
+                if rollout.recurrent:
+                    self._remember(t, memory)
+        policy.head.matrix = None
         rollout.last_observation[:] = self.observation
         self.segment_steps += rollout.n_steps
         if self.replays:
             self.actions.append(rollout.action.copy())
         return rollout
+
+    def _recorded_mask(self, t: int) -> Tensor | None:
+        """Put which actions are legal now into row t of the rollout, and return it."""
+        mask, rollout = self.stream.action_mask, self.rollout
+        if mask is None or not self.use_action_masks:
+            return None
+        if rollout.action_mask is None:
+            rollout.action_mask = np.ones((rollout.n_steps, *mask.shape), bool)
+        rollout.action_mask[t] = mask
+        return torch.from_numpy(mask).to(rollout.log_prob.device)
+
+    def _remember(self, t: int, memory: Tensor) -> None:
+        """Keep what the policy remembers after step t, and nothing where an episode begins."""
+        rollout = self.rollout
+        begins = rollout.terminated[t] | rollout.truncated[t] | ~rollout.valid[t]
+        self.memory = memory.cpu() * torch.from_numpy(~begins).unsqueeze(1)
 
     def _record(self, t: int, step: Step) -> None:
         """Put one step into row t of the rollout and into the statistics."""
@@ -139,6 +164,7 @@ class Collector:
         """Make the environments anew with the seed of segment `number`; forget open episodes."""
         self.segment, self.segment_steps = number, 0
         self.actions.clear()
+        self.memory = torch.zeros_like(self.memory)
         self.episode_return[:] = 0
         self.episode_length[:] = 0
         if self.reward_normalizer is not None:
@@ -154,6 +180,8 @@ class Collector:
             "episode_length": self.episode_length,
             "recent": np.array(self.recent, np.float64).reshape(-1, 3),
         }
+        if self.rollout.recurrent:
+            arrays["memory"] = self.memory.numpy()
         arrays |= self._environments() if self._saved is None else self._saved
         for prefix, normalizer in self._normalizers().items():
             arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
@@ -162,13 +190,15 @@ class Collector:
 
     def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Return what `state` must hold with these numbers: arrays of its shapes and dtypes."""
-        n_envs, space = self.stream.n_envs, self.stream.observation_space
+        n_envs, layout = self.stream.n_envs, self.stream.layout
         arrays: dict[str, Any] = {
             "observation": self.observation,
             "episode_return": self.episode_return,
             "episode_length": self.episode_length,
             "recent": np.zeros((min(numbers.get("episodes", 0), RECENT_EPISODES), 3)),
         }
+        if self.rollout.recurrent:
+            arrays["memory"] = self.memory.numpy()
         for prefix, normalizer in self._normalizers().items():
             arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
         if numbers.get("segment", -1) < 0:
@@ -182,7 +212,7 @@ class Collector:
             action = self.rollout.action
             steps = numbers.get("segment_steps", 0)
             arrays["replay/actions"] = np.empty((steps, *action.shape[1:]), action.dtype)
-            arrays["replay/observation"] = np.empty((n_envs, *(space.shape or ())), space.dtype)
+            arrays["replay/observation"] = np.empty((n_envs, *layout.shape), layout.dtype)
         return arrays
 
     def load_state(self, arrays: dict[str, Any], numbers: dict[str, Any]) -> None:
@@ -190,6 +220,8 @@ class Collector:
         for name in ("segment", "segment_steps", "episodes"):
             setattr(self, name, numbers[name])
         self.observation = arrays["observation"].copy()
+        if self.rollout.recurrent:
+            self.memory = torch.tensor(arrays["memory"])
         self.episode_return = arrays["episode_return"].copy()
         self.episode_length = arrays["episode_length"].copy()
         self.recent.clear()
@@ -257,26 +289,3 @@ def under_any(prefixes: tuple[str, ...], named: Mapping[str, Any]) -> dict[str, 
 def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is named `prefix...`, by the rest of its name."""
     return {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
-
-
-@torch.inference_mode()
-def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
-    """Fill `value` and `next_value` of a rollout: v(s_t), and v of the true next observation.
-
-    next_value is 0 where the episode terminated and v(s_T), of the observation it was cut in, where
-    it was truncated.
-    """
-    device = next(policy.parameters()).device
-
-    def value(observation: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(observation).to(device)
-        return torch.cat([policy.value(part) for part in rows.split(ROWS_AT_ONCE)]).cpu()
-
-    n_steps, n_envs = rollout.n_steps, rollout.n_envs
-    flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
-    rollout.value.copy_(value(flat).view(n_steps, n_envs))
-    rollout.next_value[:-1] = rollout.value[1:]
-    rollout.next_value[-1] = value(rollout.last_observation)
-    for t, cut, observation in rollout.cut:
-        rollout.next_value[t, torch.from_numpy(cut)] = value(observation)
-    rollout.next_value[torch.from_numpy(rollout.terminated)] = 0

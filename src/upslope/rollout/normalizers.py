@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import ArgumentError, CheckpointError
+from upslope.policies.layout import Layout
 
 Array = np.ndarray
 
@@ -69,14 +70,39 @@ class ObservationNormalizer:
     """Centres and scales each number of an observation by its running mean and deviation.
 
     `update` takes observations in; calling returns them scaled, float32, within [-clip, clip].
+    Where `measured` (of `shape`, all by default) is False a number stays as it is: a choice or a
+    pixel has no scale of its own.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, clip: float = 10.0, epsilon: float = 1e-8
+        self,
+        shape: tuple[int, ...],
+        *,
+        clip: float = 10.0,
+        epsilon: float = 1e-8,
+        measured: Array | None = None,
     ) -> None:
+        self.measured = measured
         self.clip, self.epsilon = _positive("clip", clip), _positive("epsilon", epsilon)
         self.moments = RunningMoments(tuple(shape))
         self._prepare()
+
+    @classmethod
+    def of(cls, layout: Layout) -> ObservationNormalizer:
+        """Return one for observations of a space: of its parts the Boxes of floats are measured.
+
+        Raises ArgumentError where there is none.
+        """
+        floats = [np.issubdtype(part.space.dtype, np.floating) for part in layout.parts]
+        if not any(floats):
+            raise ArgumentError(
+                f"normalize_observation=True takes observations with a Box of floats, got "
+                f"{layout.space}"
+            )
+        if all(floats):
+            return cls(layout.shape)
+        sizes = [part.size for part in layout.parts]
+        return cls(layout.shape, measured=np.repeat(floats, sizes).reshape(layout.shape))
 
     def update(self, observation: Array, valid: Array | None = None) -> None:
         """Take in the rows of `observation` [N, ...] where `valid` [N] is True."""
@@ -87,7 +113,10 @@ class ObservationNormalizer:
         """Return observations [N, ...], or one, scaled; changes no statistics."""
         scaled = np.asarray(np.subtract(observation, self._mean, dtype=np.float32))
         scaled *= self._scale
-        return np.clip(scaled, -self.clip, self.clip, out=scaled)
+        np.clip(scaled, -self.clip, self.clip, out=scaled)
+        if self.measured is None:
+            return scaled
+        return np.where(self.measured, scaled, np.asarray(observation, np.float32))
 
     def _prepare(self) -> None:
         self._mean = self.moments.mean.astype(np.float32)

@@ -23,7 +23,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
+from upslope.policies.layout import Layout
+from upslope.policies.spaces import MaskLayout
 from upslope.rollout.checks import Checks
+from upslope.rollout.masks import MaskSource
 from upslope.rollout.workers import close_environments
 
 Array = np.ndarray
@@ -53,9 +56,13 @@ class Step(NamedTuple):
 class Stream:
     """Steps N environments and says of each step what was meant.
 
+    Observations of Dict and Tuple spaces are packed into one array (`layout`). Raises ArgumentError
+    for a space that is not supported.
+
     Give it `make`, which returns a new vector environment each time, or `env`, one that exists and
     stays its owner's to close. `backend` says where it came from. `observation` is what to act on,
-    and `acting` [N] is False where the next step only resets.
+    `action_mask` [N, columns] which actions are legal (None where all always are), and `acting` [N]
+    is False where the next step only resets.
     """
 
     observation: Array
@@ -80,7 +87,10 @@ class Stream:
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
         self.autoreset_mode, self._declared = _autoreset_mode(env)
-        self._checks = Checks(self.n_envs, self.observation_space)
+        self.layout = Layout(self.observation_space)
+        """Where the parts of an observation are in the arrays of this stream."""
+        self._checks = Checks(self.n_envs, self.layout, MaskLayout(self.action_space))
+        self._masks = MaskSource(env, self._checks)
 
     @property
     def steps(self) -> int:
@@ -98,6 +108,11 @@ class Stream:
         return self._make is not None
 
     @property
+    def action_mask(self) -> Array | None:
+        """Which actions are legal now, [N, columns] bool; None where environments do not say."""
+        return self._masks.current
+
+    @property
     def saves_state(self) -> bool:
         """Whether the vector environment can save its state, and no wrapper has more of it."""
         env = self._env
@@ -106,21 +121,17 @@ class Stream:
     def reset(self, seed: int | None = None) -> Array:
         """Begin anew with `seed`, in new environments if they can be made; returns s_0 [N, ...].
 
-        Raises ArgumentError for an observation space of several parts, and EnvironmentFault if the
-        first observation is not what the space says.
+        Raises EnvironmentFault if the first observation is not what the space says.
         """
-        space = self.observation_space
-        if space.shape is None:
-            raise ArgumentError(
-                f"the observation space is {space}, and a stream takes one whose elements are "
-                "arrays, such as Box or Discrete"
-            )
         if self._make is not None and not self._unused:
             close_environments(self._env)
             self._env = self._make()
+            self._masks = MaskSource(self._env, self._checks)
         self._unused, self._checks.steps = False, 0
-        raw, _ = self._call(self._env.reset, seed=None if seed is None else int(seed))
+        self._checks.seed = None if seed is None else int(seed)
+        raw, info = self._call(self._env.reset, seed=self._checks.seed)
         self.observation = self._checks.observation(raw)
+        self._masks.begin(info)
         self.acting, self._all_acting, self.running = np.ones(self.n_envs, bool), True, True
         return self.observation
 
@@ -146,6 +157,7 @@ class Stream:
             terminated &= valid
             truncated &= valid
         self.acting, self._all_acting = np.ones(self.n_envs, bool), True
+        again: tuple[Array, dict[str, Any]] | None = None
         if ended.any():
             truncated &= ~terminated
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
@@ -153,7 +165,8 @@ class Stream:
             elif self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_observation = self._final_observation(after, ended, info)
             else:
-                after = self._reset_where(ended, after)
+                after, again = self._reset_where(ended, after)
+        self._masks.follow(info, self.acting, again)
         self.observation = after
         return Step(before, action, reward, next_observation, terminated, truncated, valid, info)
 
@@ -164,11 +177,16 @@ class Stream:
                 "get_state takes a stream that was reset and whose `saves_state` is True"
             )
         inner: dict[str, Array] = self._env.get_state()  # type: ignore[attr-defined]
-        return {f"inner/{name}": value for name, value in inner.items()} | {
-            "observation": self.observation.copy(),
-            "acting": self.acting.copy(),
-            "steps": np.array([self.steps, self.total_steps], np.int64),
-        }
+        mask = {} if self.action_mask is None else {"action_mask": self.action_mask.copy()}
+        return (
+            mask
+            | {f"inner/{name}": value for name, value in inner.items()}
+            | {
+                "observation": self.observation.copy(),
+                "acting": self.acting.copy(),
+                "steps": np.array([self.steps, self.total_steps], np.int64),
+            }
+        )
 
     def set_state(self, state: dict[str, Array]) -> None:
         """Continue from what `get_state` returned of a stream over equal environments."""
@@ -181,7 +199,9 @@ class Stream:
             )
         inner = {k.removeprefix("inner/"): v for k, v in state.items() if k.startswith("inner/")}
         self._env.set_state(inner)  # type: ignore[attr-defined]
-        self.observation = self._checks.observation(state["observation"])
+        self.observation = np.array(state["observation"])
+        mask = state.get("action_mask")
+        self._masks.current = None if mask is None else np.array(mask, bool)
         self.acting = np.array(state["acting"], bool)
         self._all_acting = bool(self.acting.all())
         self._checks.steps, self._checks.total_steps = (int(count) for count in state["steps"])
@@ -224,17 +244,28 @@ class Stream:
         if len(missing):
             what = "no info['final_obs'] at the end of an episode, which SAME_STEP takes"
             raise self._checks.fault(what, int(missing[0]))
-        final, rows, result = np.asarray(final), np.flatnonzero(ended), after.copy()
-        values = np.stack(list(final[rows])) if final.dtype == object else final[rows]
-        result[rows] = self._checks.observation(values, "final observation", rows)
+        rows, result = np.flatnonzero(ended), after.copy()
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            each = [list(self.layout.values(final[row])) for row in rows]
+            values = [
+                np.stack([np.asarray(one[k][1]) for one in each]) for k in range(len(each[0]))
+            ]
+            final = self.layout.nest(values)
+        else:
+            final = self.layout.nest([np.asarray(v)[rows] for _, v in self.layout.values(final)])
+        result[rows] = self._checks.observation(final, "final observation", rows)
         return result
 
-    def _reset_where(self, ended: Array, after: Array) -> Array:
-        """Reset the environments that ended; returns `after` with their rows replaced."""
-        raw, _ = self._call(self._env.reset, options={"reset_mask": ended.copy()})
+    def _reset_where(
+        self, ended: Array, after: Array
+    ) -> tuple[Array, tuple[Array, dict[str, Any]]]:
+        """Reset the environments that ended; returns `after` with their rows replaced, and which
+        were reset, with what was said of them.
+        """
+        raw, info = self._call(self._env.reset, options={"reset_mask": ended.copy()})
         result = after.copy()
         result[ended] = self._checks.observation(raw)[ended]
-        return result
+        return result, (ended, info)
 
     def _check_assumption(self, reward: Any, valid: Array, info: dict[str, Any]) -> None:
         if "final_obs" in info or np.any(np.asarray(reward)[~valid]):

@@ -1,0 +1,200 @@
+"""Recurrent layers over whole sequences: LSTM and GRU, forward and backward through time.
+
+    LSTM   i, f, o = sigmoid(W x + U h),  g = tanh(W x + U h),  c' = f c + i g,  h' = o tanh(c')
+    GRU    r, z = sigmoid(W x + U h),  n = tanh(W x + r (U h + b)),  h' = (1 - z) n + z h
+
+Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al. 2014,
+arXiv:1406.1078. The products with x of all steps are one matrix product, and so are the gradients
+of W and U: only what depends on the step before is done step by step, for all sequences at once,
+and sequences that have ended cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from upslope.errors import ArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Which rows of a batch follow one another: those of one `segment` [M] int64, in their order.
+
+    A segment is a part of one episode. `start` [N, S] holds the memory at the first row of segments
+    0 to N-1; the others begin at the beginning of an episode, with an empty memory.
+    """
+
+    segment: Tensor
+    start: Tensor
+
+    def __getitem__(self, index: Tensor) -> Sequences:
+        """Return the sequences among the rows named by `index`, which names segments whole."""
+        return Sequences(self.segment[index], self.start)
+
+    def packed(self) -> tuple[Tensor, list[int], Tensor]:
+        """Return the order of rows step by step, longest segments first; how many segments each
+        step still has; and the memory [K, S] that each of the K segments begins with.
+        """
+        kept, inverse, counts = self.segment.unique(return_inverse=True, return_counts=True)
+        by_segment = torch.argsort(inverse, stable=True)
+        firsts = counts.cumsum(0) - counts
+        place = torch.empty_like(inverse)  # of each row within its segment
+        within = torch.arange(len(inverse), device=inverse.device)
+        place[by_segment] = within - firsts.repeat_interleave(counts)
+        longest = torch.argsort(counts, descending=True, stable=True)
+        rank = torch.empty_like(longest)
+        rank[longest] = torch.arange(len(longest), device=longest.device)
+        order = torch.argsort(place * len(counts) + rank[inverse])
+        known = kept < len(self.start)
+        start = self.start.new_zeros(len(kept), self.start.shape[1])
+        start[known] = self.start[kept[known]]
+        return order, torch.bincount(place).tolist(), start[longest]
+
+
+class Memory(nn.Module):
+    """A recurrent layer of `size` units, after which a policy goes on.
+
+    Its memory is one row of `state_size` numbers for each environment. Weights are orthogonal,
+    gate by gate, and biases zero.
+    """
+
+    state_size: int
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], inputs: int, size: int) -> None:
+        super().__init__()
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ArgumentError(f"memory_size={size!r}: it takes a whole number of at least 1")
+        self.size = size
+        self.layer = kind(inputs, size, device="meta").to_empty(device="cpu")
+
+    def initialise(self, generator: torch.Generator) -> Memory:
+        """Draw the weights; returns the layer itself."""
+        for name, parameter in self.layer.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+                continue
+            for gate in parameter.data.split(self.size):
+                nn.init.orthogonal_(gate, generator=generator)
+        return self
+
+    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step from features [N, F] and state [N, S]: h [N, size] and the next state."""
+        return self.run(features, [len(features)], state)
+
+    def sequences(self, features: Tensor, sequences: Sequences) -> Tensor:
+        """Return h [M, size] for features [M, F] of whole sequences, in the order of the rows."""
+        order, counts, start = sequences.packed()
+        hidden, _ = self.run(features[order], counts, start)
+        return torch.empty_like(hidden).index_copy(0, order, hidden)
+
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h [M, size] of rows that lie step after step, `counts[t]` of them at step t, and
+        the last state of each segment, which began with `start` [K, S].
+        """
+        raise NotImplementedError
+
+
+class Lstm(Memory):
+    """The LSTM, torch's own; its memory is h and c."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(nn.LSTM, inputs, size)
+        self.state_size = 2 * size
+
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h of all rows and the last states, as `Memory.run` says."""
+        packed = PackedSequence(features, torch.tensor(counts))
+        h, c = (part.contiguous().unsqueeze(0) for part in start.split(self.size, 1))
+        hidden, (last_h, last_c) = self.layer(packed, (h, c))
+        return hidden.data, torch.cat([last_h[0], last_c[0]], 1)
+
+
+class Gru(Memory):
+    """The GRU, with `GruCell`, since torch's own is several times slower on a CPU; memory h."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(nn.GRU, inputs, size)
+        self.state_size = size
+
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h of all rows and the last states, as `Memory.run` says."""
+        inputs, products, bias, inner_bias = self.layer.parameters()
+        projected = torch.addmm(bias, features, inputs.t())
+        return GruCell.apply(projected, products, inner_bias, start, counts)
+
+
+class GruCell(torch.autograd.Function):
+    """The GRU over packed rows, `counts[t]` of them at step t; gates in the order r, z, n."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        start: Tensor,
+        counts: list[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Return h [M, H] of all rows, and the last state h [K, H] of each segment."""
+        size, across = weight.shape[1], weight.t()
+        gates = projected.clone()
+        hidden, products = gates.new_empty(len(gates), size), torch.empty_like(gates)
+        both = [rows.split(2 * size, 1)[0] for rows in (gates, products)]
+        parts = [*both, *gates.split(size, 1), products[:, 2 * size :], products, hidden]
+        h, last = start, torch.empty_like(start)
+        for sums, product, r, z, n, inner, whole, new in zip(
+            *(part.split(counts) for part in parts), strict=True
+        ):
+            if len(h) > len(new):  # the shortest segments have ended
+                last[: len(h)] = h
+                h = h[: len(new)]
+            torch.addmm(bias, h, across, out=whole)
+            sums.add_(product).sigmoid_()
+            n.addcmul_(r, inner).tanh_()
+            h = torch.lerp(n, h, z, out=new)
+        last[: len(h)] = h
+        ctx.save_for_backward(weight, start, gates, hidden, products[:, 2 * size :])
+        ctx.counts = counts
+        ctx.mark_non_differentiable(last)
+        return hidden, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_hidden: Tensor, _: Tensor) -> tuple[Any, ...]:
+        """Return the gradients of projections, weight and bias, back through time."""
+        weight, start, gates, hidden, inner = ctx.saved_tensors
+        size, counts = weight.shape[1], ctx.counts
+        before = _before(hidden, start, counts)
+        r, z, n = gates.split(size, 1)
+        # d gate = factor * dh; of the products U h the same, but the last goes through r
+        by_n = (1 - n * n) * (1 - z)
+        factors = torch.stack([by_n * inner * r * (1 - r), (before - n) * z * (1 - z), by_n], 1)
+        through = factors.clone()
+        through[:, 2] *= r
+        d_product, total = torch.empty_like(gates), torch.empty_like(hidden)
+        rows = (d_product, d_product.view(-1, 3, size), total, d_hidden, through, z)
+        dh = torch.zeros_like(start)
+        for product, by_gate, sums, own, factor, keep in reversed(
+            list(zip(*(each.split(counts) for each in rows), strict=True))
+        ):
+            h = dh if len(own) == len(dh) else dh[: len(own)]
+            torch.add(h, own, out=sums)
+            torch.mul(factor, sums.unsqueeze(1), out=by_gate)
+            torch.mul(sums, keep, out=h).addmm_(product, weight)
+        d_gates = (factors * total.unsqueeze(1)).view(-1, 3 * size)
+        return d_gates, d_product.t() @ before, d_product.sum(0), None, None
+
+
+def _before(rows: Tensor, start: Tensor, counts: list[int]) -> Tensor:
+    """Return for each row the row of the same segment one step before, `start` at the first."""
+    before = [start[: counts[0]]]
+    before += [past[:n] for past, n in zip(rows.split(counts)[:-1], counts[1:], strict=True)]
+    return torch.cat(before)
+
+
+MEMORIES: dict[str, type[Lstm] | type[Gru]] = {"lstm": Lstm, "gru": Gru}

@@ -1,0 +1,90 @@
+"""Where environments say which actions are legal: `info["action_mask"]`, or `action_masks()`.
+
+Either is told with an observation, and is about the action that follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from upslope.errors import EnvironmentFault
+from upslope.policies.spaces import MaskLayout
+from upslope.rollout.checks import Checks
+
+Array = np.ndarray
+KEY = "action_mask"
+
+
+class MaskSource:
+    """Finds the masks of N environments after each reset and step; `current` [N, columns] or None.
+
+    An environment that gave none with its first observation has none.
+    """
+
+    def __init__(self, env: VectorEnv, checks: Checks) -> None:
+        self._method = _method(env)
+        self._checks, self._layout = checks, checks.masks
+        self.current: Array | None = None
+
+    def begin(self, info: dict[str, Any]) -> None:
+        """Read the masks of the first observations."""
+        self.current = None
+        if self._layout.columns and (self._method is not None or KEY in info):
+            self.update(info, np.ones(self._checks.n_envs, bool))
+
+    def follow(
+        self, info: dict[str, Any], acting: Array, again: tuple[Array, dict[str, Any]] | None
+    ) -> None:
+        """Read the masks after a step; `again` is (which [N], their info) of a reset after it."""
+        if self.current is not None:
+            self.update(info, acting, again)
+
+    def update(
+        self,
+        info: dict[str, Any],
+        acting: Array,
+        again: tuple[Array, dict[str, Any]] | None = None,
+    ) -> None:
+        """Make `current` what the environments say now, checked."""
+
+        def found() -> Array:
+            if self._method is not None:
+                return self._method(self._layout)
+            mask, known = self._from_info(info)
+            if again is not None:
+                fresh, fresh_known = self._from_info(again[1])
+                mask[again[0]], known[again[0]] = fresh[again[0]], fresh_known[again[0]]
+            missing = np.flatnonzero(acting & ~known)
+            if len(missing):
+                raise self._fault(int(missing[0]))
+            return mask
+
+        self.current = self._checks.action_mask(found, acting)
+
+    def _from_info(self, info: dict[str, Any]) -> tuple[Array, Array]:
+        n = self._checks.n_envs
+        if KEY not in info:
+            return np.ones((n, self._layout.columns), bool), np.zeros(n, bool)
+        known = np.array(info.get(f"_{KEY}", np.ones(n)), bool)
+        return self._layout.pack(info[KEY], n), known
+
+    def _fault(self, row: int) -> EnvironmentFault:
+        return self._checks.fault(f"no info[{KEY!r}], which it gave at its reset", row)
+
+
+def _method(env: VectorEnv) -> Callable[[MaskLayout], Array] | None:
+    """Return what asks the environments' own `action_masks`, None where they have none."""
+    if hasattr(env, "action_masks"):
+        return lambda layout: layout.pack(env.action_masks(), env.num_envs)
+    if not all(hasattr(env.unwrapped, name) for name in ("call", "envs")) and not hasattr(
+        env.unwrapped, "processes"
+    ):
+        return None
+    if not all(env.unwrapped.call("has_wrapper_attr", "action_masks")):  # type: ignore[attr-defined]
+        return None
+    call = env.unwrapped.call  # type: ignore[attr-defined]
+    return lambda layout: layout.pack_each(call("action_masks"))
