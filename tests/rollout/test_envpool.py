@@ -96,6 +96,11 @@ def test_same_spaces_and_limit_as_gymnasium(env, tmp_path, monkeypatch):
         assert stream._env._limit == reference.spec.max_episode_steps
 
 
+def test_bounds_that_envpool_does_not_know_are_none():
+    with closing(make_stream("BipedalWalkerHardcore-v3", 2, backend="envpool")) as stream:
+        assert stream.observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (24,), np.float32)
+
+
 def test_same_transitions_as_gymnasium():
     """From the same state, over ends: CartPole's observation is its state."""
     reference = gymnasium.make("CartPole-v1").unwrapped
@@ -238,7 +243,8 @@ def test_segments_have_different_beginnings():
         first = [stream.reset(derive32(0, "environment", k)) for k in range(4)]
         assert len(np.unique(np.concatenate(first), axis=0)) == 8
         assert not np.array_equal(stream.reset(None), stream.reset(None))
-        stream.reset(2**31 - 1)  # the highest seed there is
+        stream.reset(2**31 - 1)  # the highest seed there is, and EnvPool adds to it
+        assert stream._env._pool.config["seed"] + stream.n_envs <= 2**31
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "HalfCheetah-v5"])
