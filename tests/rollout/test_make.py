@@ -37,7 +37,7 @@ def registered():
         ("CartPole-v1", "auto", "vector_entry_point", AutoresetMode.NEXT_STEP),
         ("CartPole-v1", "vector_entry_point", "vector_entry_point", AutoresetMode.NEXT_STEP),
         ("CartPole-v1", "sync", "sync", AutoresetMode.DISABLED),
-        ("Acrobot-v1", "auto", "sync", AutoresetMode.DISABLED),
+        ("Pendulum-v1", "auto", "sync", AutoresetMode.DISABLED),
         ("upslope/FlappyBird-v0", "auto", "vector_entry_point", AutoresetMode.SAME_STEP),
         (Chain, "auto", "sync", AutoresetMode.DISABLED),
         (Chain, "sync", "sync", AutoresetMode.DISABLED),

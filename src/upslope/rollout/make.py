@@ -4,12 +4,16 @@ The backend of an id is the first of this table that the id has and that can be 
 the outcome of a timing:
 
     1. vector_entry_point   one object that steps all N environments, written for it
-    2. sync                 N environments in this process, one after the other
+    2. envpool              N environments in threads of EnvPool, for the ids under which it has the
+                            environment that Gymnasium has (envpool.EQUAL), without env_kwargs other
+                            than num_threads; and for ids that only EnvPool knows, such as Pong-v5
+    3. sync                 N environments in this process, one after the other
     -  async                N worker processes; only on request, `backend="async"`
 
-Sync and async environments are made with autoreset DISABLED: the stream itself resets what has
-ended, after it has copied the last observation, so that an environment that returns the same array
-each time cannot overwrite that observation in its reset.
+`backend="envpool"` takes any id that EnvPool knows. Sync and async environments are made with
+autoreset DISABLED: the stream itself resets what has ended, after it has copied the last
+observation, so that an environment that returns the same array each time cannot overwrite that
+observation in its reset.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.errors import ArgumentError, suggest
+from upslope.rollout import envpool
 from upslope.rollout.stream import Stream
 
-PREFERENCE = ("vector_entry_point", "sync")
-BACKENDS = ("vector_entry_point", "sync", "async")
+PREFERENCE = ("vector_entry_point", "envpool", "sync")
+BACKENDS = (*PREFERENCE, "async")
 
 Environment = str | Callable[[], gymnasium.Env] | gymnasium.Env | VectorEnv
 
@@ -42,9 +47,10 @@ def make_stream(
 ) -> Stream:
     """Return a stream of `n_envs` environments.
 
-    `env` is an id of Gymnasium's registry (`"module:Env-v0"` imports the module first, unless
-    `allow_import` is False), a factory of environments, or an environment or vector environment
-    that exists. `env_kwargs` go to the id or the factory, of which `n_envs=None` makes one.
+    `env` is an id of Gymnasium's registry or of EnvPool's (`"module:Env-v0"` imports the module
+    first, unless `allow_import` is False), a factory of environments, or an environment or vector
+    environment that exists. `env_kwargs` go to the id or the factory, of which `n_envs=None` makes
+    one.
 
     Raises ArgumentError for anything it cannot make a stream of.
     """
@@ -95,21 +101,19 @@ def _from_instance(
 
 
 def _from_id(env_id: str, n_envs: int, kwargs: dict[str, Any], backend: str) -> Stream:
-    spec = _spec(env_id)
+    name = env_id.rpartition(":")[2]
     reasons: list[str] = []
     cause: Exception | None = None
-    for choice in PREFERENCE if backend == "auto" else (backend,):
-        if choice == "vector_entry_point" and spec.vector_entry_point is None:
-            reasons.append("it has no vectorised entry point")
+    for choice in _choices(env_id, name, kwargs) if backend == "auto" else (backend,):
+        if choice == "envpool" and not envpool.installed():
+            reasons.append("EnvPool is not installed: pip install 'upslope[envpool]'")
             continue
-        make: Callable[[], VectorEnv] = partial(
-            gymnasium.make_vec,
-            spec.id,
-            num_envs=n_envs,
-            vectorization_mode=choice,
-            vector_kwargs=_vector_kwargs(choice),
-            **kwargs,
-        )
+        if choice != "envpool":
+            spec = _spec(env_id, name)
+            if choice == "vector_entry_point" and spec.vector_entry_point is None:
+                reasons.append("it has no vectorised entry point")
+                continue
+        make = _maker(choice, name, n_envs, kwargs)
         try:
             return Stream(make, make(), backend=choice)
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -123,9 +127,34 @@ def _from_id(env_id: str, n_envs: int, kwargs: dict[str, Any], backend: str) -> 
     raise ArgumentError(f"env={env_id!r} cannot be made here: {'; '.join(reasons)}") from cause
 
 
+def _choices(env_id: str, name: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    """Return the backends to try for an id, in order of preference."""
+    if name not in gymnasium.registry:
+        if name in envpool.ids():
+            return ("envpool",)
+        _spec(env_id, name)  # raises
+    # With keyword arguments it is not known whether both mean the same environment.
+    if name in envpool.EQUAL and kwargs.keys() <= {"num_threads"} and envpool.installed():
+        return PREFERENCE
+    return tuple(choice for choice in PREFERENCE if choice != "envpool")
+
+
+def _maker(choice: str, name: str, n_envs: int, kwargs: dict[str, Any]) -> Callable[[], VectorEnv]:
+    if choice == "envpool":
+        return partial(envpool.EnvPoolVectorEnv, name, n_envs, **kwargs)
+    return partial(
+        gymnasium.make_vec,
+        gymnasium.registry[name].id,
+        num_envs=n_envs,
+        vectorization_mode=choice,
+        vector_kwargs=_vector_kwargs(choice),
+        **kwargs,
+    )
+
+
 def _from_factory(factory: Callable[[], Any], n_envs: int, backend: str) -> Stream:
-    if backend == "vector_entry_point":
-        raise ArgumentError("backend='vector_entry_point' is for an id, and env is a factory")
+    if backend in ("vector_entry_point", "envpool"):
+        raise ArgumentError(f"backend={backend!r} is for an id, and env is a factory")
     choice = "sync" if backend == "auto" else backend
     kind = AsyncVectorEnv if choice == "async" else SyncVectorEnv
 
@@ -167,11 +196,15 @@ def _import_environments(env_id: str, allow_import: bool) -> None:
         raise ArgumentError(f"env={env_id!r}: {module!r} cannot be imported: {error}") from error
 
 
-def _spec(env_id: str) -> Any:
-    name = env_id.rpartition(":")[2]
+def _spec(env_id: str, name: str) -> Any:
     if name not in gymnasium.registry:
+        if name in envpool.ids():
+            raise ArgumentError(f"env={env_id!r} is EnvPool's, and takes backend='envpool'")
+        here = envpool.installed()
+        known = {*gymnasium.registry, *envpool.ids()}
+        also = "" if here else ", and EnvPool, which has more, is not installed"
         raise ArgumentError(
-            f"env={env_id!r} is not an environment that Gymnasium knows"
-            f"{suggest(name, gymnasium.registry)}; 'module:Env-v0' imports what registers it first"
+            f"env={env_id!r} is not an environment that Gymnasium{' or EnvPool' * here} knows"
+            f"{suggest(name, known)}{also}; 'module:Env-v0' imports what registers it first"
         )
     return gymnasium.registry[name]
