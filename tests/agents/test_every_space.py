@@ -93,7 +93,7 @@ def test_every_kind_of_space_is_among_the_cases():
     found = {type(s).__name__ for o in OBSERVATIONS.values() for _, s in leaves(o)}
     assert found == {"Box", "Discrete", "MultiDiscrete", "MultiBinary"}
     assert len(CASES) > 280
-    assert FEW <= set(CASES)
+    assert set(CASES) >= FEW
 
 
 @pytest.mark.parametrize("memory", ["lstm", "gru"])

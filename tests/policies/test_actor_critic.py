@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from upslope.errors import ArgumentError
-from upslope.policies.actor_critic import CustomActorCritic, NetworkActorCritic, make_policy
+from upslope.policies.actor_critic import CustomActorCritic, make_policy
 
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
 DISCRETE = spaces.Discrete(4)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from upslope.errors import ArgumentError
 from upslope.policies.distributions import Categorical, DiagonalGaussian
 from upslope.policies.spaces import ActionHead
 

@@ -17,9 +17,9 @@ from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic, make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
-from upslope.rollout.values import evaluate_values
 from upslope.rollout.make import make_stream
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
+from upslope.rollout.values import evaluate_values
 from upslope.seeding import derive32, generator
 
 SEED = 3
