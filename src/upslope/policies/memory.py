@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from upslope.errors import ArgumentError
 
@@ -100,7 +99,7 @@ class Memory(nn.Module):
 
 
 class Lstm(Memory):
-    """The LSTM, torch's own; its memory is h and c."""
+    """The LSTM; its memory is h and c."""
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__(nn.LSTM, inputs, size)
@@ -108,14 +107,13 @@ class Lstm(Memory):
 
     def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
         """Return h of all rows and the last states, as `Memory.run` says."""
-        packed = PackedSequence(features, torch.tensor(counts))
-        h, c = (part.contiguous().unsqueeze(0) for part in start.split(self.size, 1))
-        hidden, (last_h, last_c) = self.layer(packed, (h, c))
-        return hidden.data, torch.cat([last_h[0], last_c[0]], 1)
+        inputs, products, bias, inner_bias = self.layer.parameters()
+        projected = torch.addmm(bias + inner_bias, features, inputs.t())
+        return LstmCell.apply(projected, products, start, counts)
 
 
 class Gru(Memory):
-    """The GRU, with `GruCell`, since torch's own is several times slower on a CPU; memory h."""
+    """The GRU; its memory is h."""
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__(nn.GRU, inputs, size)
@@ -126,6 +124,75 @@ class Gru(Memory):
         inputs, products, bias, inner_bias = self.layer.parameters()
         projected = torch.addmm(bias, features, inputs.t())
         return GruCell.apply(projected, products, inner_bias, start, counts)
+
+
+class LstmCell(torch.autograd.Function):
+    """The LSTM over packed rows, `counts[t]` of them at step t; gates in the order i, f, g, o."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, weight: Tensor, start: Tensor, counts: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return h [M, H] of all rows, and the last state (h, c) [K, 2 H] of each segment."""
+        size, across = weight.shape[1], weight.t()
+        gates = projected.clone()
+        hidden, cells, squashed = (gates.new_empty(len(gates), size) for _ in range(3))
+        # All views are made at once: one by one they would cost as much as the arithmetic.
+        parts = [gates, gates[:, : 2 * size], *gates.split(size, 1), hidden, cells, squashed]
+        h, c = start.split(size, 1)
+        last = torch.empty_like(start)
+        last_h, last_c = last.split(size, 1)
+        for gate, inward, i, f, g, o, new_h, new_c, squash in zip(
+            *(part.split(counts) for part in parts), strict=True
+        ):
+            if len(h) > len(gate):  # the shortest segments have ended
+                last_h[: len(h)], last_c[: len(c)] = h, c
+                h, c = h[: len(gate)], c[: len(gate)]
+            gate.addmm_(h, across)
+            inward.sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            torch.mul(f, c, out=new_c).addcmul_(i, g)
+            torch.tanh(new_c, out=squash)
+            torch.mul(o, squash, out=new_h)
+            h, c = new_h, new_c
+        last_h[: len(h)], last_c[: len(c)] = h, c
+        ctx.save_for_backward(weight, start, gates, hidden, cells, squashed)
+        ctx.counts = counts
+        ctx.mark_non_differentiable(last)
+        return hidden, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_hidden: Tensor, _: Tensor) -> tuple[Any, ...]:
+        """Return the gradients of projections and weight, back through time."""
+        weight, start, gates, hidden, cells, squashed = ctx.saved_tensors
+        size, counts = weight.shape[1], ctx.counts
+        before_h, before_c = (
+            _before(rows, first, counts)
+            for rows, first in zip((hidden, cells), start.split(size, 1), strict=True)
+        )
+        i, f, g, o = gates.split(size, 1)
+        # d gate = factor * dc for i, f and g, and factor * dh for o
+        factors = torch.stack([g * i * (1 - i), before_c * f * (1 - f), i * (1 - g * g)], 1)
+        factor_o = squashed * o * (1 - o)
+        through_cell = o * (1 - squashed * squashed)
+        d_gates = torch.empty_like(gates)
+        d_three, d_o = d_gates.view(-1, 4, size)[:, :3], d_gates[:, 3 * size :]
+        rows = (d_gates, d_three, d_o, d_hidden, through_cell, factors, factor_o, f)
+        dh, dc = torch.zeros(2, len(start), size, dtype=gates.dtype, device=gates.device)
+        for gate, three, out, own, through, by_c, by_h, forget in reversed(
+            list(zip(*(each.split(counts) for each in rows), strict=True))
+        ):
+            n = len(gate)
+            h, c = (dh, dc) if n == len(dh) else (dh[:n], dc[:n])
+            h.add_(own)
+            c.addcmul_(h, through)
+            torch.mul(by_c, c.unsqueeze(1), out=three)
+            torch.mul(by_h, h, out=out)
+            torch.mm(gate, weight, out=h)
+            c.mul_(forget)
+        return d_gates, d_gates.t() @ before_h, None, None
 
 
 class GruCell(torch.autograd.Function):
