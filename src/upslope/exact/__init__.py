@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from upslope.exact.ascent import Ascent, gradient_ascent
+from upslope.exact.from_env import from_gymnasium
 from upslope.exact.gradient import (
     hessian,
     policy_gradient,
     policy_gradient_by_autograd,
     policy_gradient_by_enumeration,
 )
-from upslope.exact.from_env import from_gymnasium
 from upslope.exact.information import fisher, natural_gradient
 from upslope.exact.mdp import FiniteMDP
 from upslope.exact.moments import Moments, reinforce_moments

@@ -44,9 +44,9 @@ def gradient_ascent(
 ) -> Ascent:
     """Follow `direction` for `steps` steps θ ← θ + step_size · direction(θ), and return the path.
 
-    `direction` is `policy_gradient`, `natural_gradient`, or a function of the same arguments. Raises
-    what `policy_gradient` raises, ArgumentError for a step size or a number of steps that is not
-    positive, and NotFiniteError where the parameters overflow.
+    `direction` is `policy_gradient`, `natural_gradient`, or a function of the same arguments.
+    Raises what `policy_gradient` raises, ArgumentError for a step size that is not positive or a
+    number of steps that is negative, and NotFiniteError where the parameters overflow.
     """
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ArgumentError(f"steps takes a whole number of at least 0, got {steps!r}")

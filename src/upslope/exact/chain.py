@@ -20,7 +20,7 @@ from torch import Tensor
 from upslope.exact.mdp import FiniteMDP
 
 DIRECT_BELOW = 2_000  # states up to which a sparse LU is always cheap
-ROUNDS, STEPS = 4, 300  # of iterative refinement, and of BiCGSTAB in each
+ROUNDS, STEPS = 8, 300  # of refinement (BiCGSTAB may break down: start again), and in each
 BACKWARD_ERROR = 1e-14  # of a residual, relative to |b| + |A||x|: that of a good factorisation
 
 
@@ -140,7 +140,7 @@ class _SparseSolve(torch.autograd.Function):
     """x = A⁻¹ b or A⁻ᵀ b, with A = I - γ P and P's entries given by their values."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         value: Tensor,
         b: Tensor,
@@ -156,7 +156,7 @@ class _SparseSolve(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         value, x, source, target = ctx.saved_tensors
         rest = (source, target, ctx.system, ctx.discount)
         adjoint = _SparseSolve.apply(value, gradient, *rest, not ctx.transpose)
@@ -176,10 +176,10 @@ def _refine(matrix: Any, b: np.ndarray) -> np.ndarray | None:
         if np.abs(residual).max() <= BACKWARD_ERROR * (np.abs(b).max() + size * np.abs(x).max()):
             return x
         with np.errstate(all="ignore"):
-            step, failed = bicgstab(matrix, residual, rtol=1e-8, atol=0.0, maxiter=STEPS)
-        if failed or not np.isfinite(step).all():
+            step, status = bicgstab(matrix, residual, rtol=1e-8, atol=0.0, maxiter=STEPS)
+        if status > 0 or not np.isfinite(step).all():
             return None
-        x = x + step
+        x = x + step  # a negative status is a breakdown: what was found until then still counts
         residual = b - matrix @ x
     return None
 

@@ -45,8 +45,8 @@ def from_gymnasium(env: Any, gamma: float = 0.99) -> FiniteMDP:
     table = getattr(raw, "P", None)
     if not isinstance(table, dict) or not table:
         raise ArgumentError(
-            "env takes an environment with a table P[state][action] of its dynamics, as FrozenLake, "
-            f"CliffWalking and Taxi have, got {type(raw).__name__}"
+            "env takes an environment with a table P[state][action] of its dynamics, as "
+            f"FrozenLake, CliffWalking and Taxi have, got {type(raw).__name__}"
         )
     states, actions = len(table), len(table[0])
     reward = np.zeros((states, actions))
@@ -56,8 +56,8 @@ def from_gymnasium(env: Any, gamma: float = 0.99) -> FiniteMDP:
             total = sum(outcome[0] for outcome in table[s][a])
             if abs(total - 1) > 1e-6 or len(table[s]) != actions:
                 raise EnvironmentFault(
-                    f"the table P of {type(raw).__name__} takes probabilities that sum to 1 for each "
-                    f"of {actions} actions, got {total:g} for state {s}, action {a}"
+                    f"the table P of {type(raw).__name__} takes probabilities that sum to 1 for "
+                    f"each of {actions} actions, got {total:g} for state {s}, action {a}"
                 )
             for chance, following, paid, terminated in table[s][a]:
                 reward[s, a] += chance / total * paid

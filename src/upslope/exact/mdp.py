@@ -38,11 +38,11 @@ class FiniteMDP:
     a sum above 1, NaN or infinity.
     """
 
-    transition: Tensor | Array
+    transition: Array
     """p(s'|s,a): a tensor [S, A, S], or a SciPy CSR array [S A, S]."""
     reward: Tensor
     """E[r | s, a], [S, A]."""
-    arrival_reward: Tensor | Array | None
+    arrival_reward: Array | None
     """r(s,a,s') where the reward was given so, in the form of `transition`; else None."""
     ending: Tensor
     """The probability [S, A] that the step ends the episode; exactly 0 where a row counts as 1."""
@@ -224,7 +224,7 @@ def _sparse_rows(name: str, given: Array) -> Array:
     from scipy import sparse
 
     if _is_sparse_list(given):
-        actions, (states, columns) = len(given), given[0].shape
+        actions, states = len(given), given[0].shape[0]
         if any(one.shape != (states, states) for one in given):
             shapes = [list(one.shape) for one in given]
             raise ShapeError(f"{name} takes sparse matrices of one shape [S, S], got {shapes}")

@@ -233,6 +233,6 @@ def _average_reward(matrix: Any, reward: Tensor) -> float:
 
 def _did_not_converge(name: str, mdp: FiniteMDP) -> ArgumentError:
     return ArgumentError(
-        f"mdp takes one on which {name} converges, and it did not on {mdp!r}: an optimal policy may "
-        "not exist, or episodes are too long for float64"
+        f"mdp takes one on which {name} converges, and it did not on {mdp!r}: an optimal policy "
+        "may not exist, or episodes are too long for float64"
     )

@@ -194,9 +194,7 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
     torch.set_num_threads(threads)
     for name, now in made_with().items():
         if before.get(name) != now:
-            say(
-                f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for bit the same"
-            )
+            say(f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for bit the same")
     say(f"going on from {newest.path.name} ({agent.num_timesteps:,} steps)")
     return agent
 
