@@ -72,7 +72,7 @@ def policy_gradient_by_enumeration(
     weight = torch.zeros_like(policy, requires_grad=False)
     for probability, tau in enumerate_trajectories(mdp, policy, horizon):
         at = (torch.tensor(tau.states, dtype=torch.long), torch.tensor(tau.actions).long())
-        worth = torch.tensor(probability * tau.discounted_return(mdp.gamma)).double()
+        worth = weight.new_tensor(probability * tau.discounted_return(mdp.gamma))
         weight.index_put_(at, worth.expand(len(tau.states)), accumulate=True)
     taken = policy > 0
     return _differentiate((weight[taken] * policy[taken].log()).sum(), theta)

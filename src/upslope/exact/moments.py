@@ -77,6 +77,7 @@ def reinforce_moments(
     if weight not in WEIGHTS:
         raise ArgumentError(f"weight takes 'return' or 'reward_to_go', got {weight!r}")
     theta, policy = differentiable_policy(mdp, policy_fn, parameters)
+    finite_dense(mdp)  # refuses a large problem before the derivatives of its policy are taken
     model = _Model(mdp, policy.detach(), policy_jacobian(mdp, policy_fn, parameters))
     if weight == "return" or not discount_state:
         require_finite_episodes(mdp, model.pi, model.chain)

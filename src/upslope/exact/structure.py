@@ -40,7 +40,7 @@ def recurrent_classes(graph: Any) -> list[np.ndarray]:
     closed = np.flatnonzero(~left)
     order = np.argsort(label, kind="stable")
     bounds = np.searchsorted(label[order], np.arange(count + 1))
-    return [order[bounds[c] : bounds[c + 1]] for c in closed]
+    return sorted((order[bounds[c] : bounds[c + 1]] for c in closed), key=lambda c: c[0])
 
 
 def often_visited(matrix: Any, states: np.ndarray, steps: int = 200) -> int:
