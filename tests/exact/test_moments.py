@@ -22,6 +22,10 @@ from upslope.errors import ArgumentError, ShapeError
 from upslope.exact import enumerate_trajectories, policy_gradient, reinforce_moments, solve
 
 
+def scores(policy_fn, theta) -> torch.Tensor:
+    return torch.autograd.functional.jacobian(lambda x: policy_fn(x).log(), theta).flatten(2)
+
+
 def estimate(tau, psi, gamma, weight, baseline, discount_state) -> torch.Tensor:
     """REINFORCE's estimate from one trajectory, by its definition."""
     total = torch.zeros(psi.shape[-1], dtype=torch.float64)
@@ -54,7 +58,7 @@ def test_against_enumeration(gamma, arrival, weight, baseline, discount_state):
         (linear(mdp, 3), torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)),
         (tabular, torch.arange(12.0).double().reshape(6, 2).sin()),
     ):
-        psi = torch.autograd.functional.jacobian(lambda x: policy_fn(x).log(), theta).flatten(2)
+        psi = scores(policy_fn, theta)
         b = solve(mdp, policy_fn(theta)).v if baseline == "v" else baseline
         per_state = torch.as_tensor(0.0 if b is None else b, dtype=torch.float64).expand(6)
         mean = torch.zeros(theta.numel(), dtype=torch.float64)
@@ -83,7 +87,7 @@ def test_loops_and_sparse(weight, arrival):
         0.3 * dense.transition, dense.arrival_reward if arrival else dense.reward, dense.start, 1.0
     )
     theta = torch.tensor([[0.3, -0.2], [1.0, 0.0]])
-    psi = torch.autograd.functional.jacobian(lambda x: tabular(x).log(), theta.double()).flatten(2)
+    psi = scores(tabular, theta.double())
     second = torch.zeros(4, 4, dtype=torch.float64)
     for probability, tau in enumerate_trajectories(thin, tabular(theta), 7):
         x = estimate(tau, psi, 1.0, weight, torch.zeros(2), True)
@@ -182,7 +186,7 @@ def test_masked_actions():
 
 def test_refusals():
     mdp, theta = exact.short_corridor(), torch.zeros(2)
-    with pytest.raises(ArgumentError, match="weight takes .* got 'reward-to-go'"):
+    with pytest.raises(ArgumentError, match=r"weight takes .* got 'reward-to-go'"):
         reinforce_moments(mdp, shared(mdp), theta, weight="reward-to-go")
     with pytest.raises(ArgumentError, match="one number with weight='return', got one per state"):
         reinforce_moments(mdp, shared(mdp), theta, weight="return", baseline=torch.zeros(3))
@@ -190,6 +194,6 @@ def test_refusals():
         reinforce_moments(mdp, shared(mdp), theta, baseline=torch.zeros(3, 1))
     with pytest.raises(ArgumentError, match="baseline takes finite numbers"):
         reinforce_moments(mdp, shared(mdp), theta, baseline=math.nan)
+    grid = exact.gridworld(100, 100, sparse=True)
     with pytest.raises(ArgumentError, match="too large for this function"):
-        grid = exact.gridworld(100, 100, sparse=True)
         reinforce_moments(grid, shared(grid), torch.zeros(4))

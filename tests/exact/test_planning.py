@@ -131,7 +131,7 @@ def test_evaluation_refuses():
 
 @pytest.mark.parametrize("plan", PLANNERS)
 def test_no_optimum(plan):
-    with pytest.raises(ArgumentError, match="some policy ends the episode .* from state 0 none"):
+    with pytest.raises(ArgumentError, match=r"some policy ends the episode .* from state 0 none"):
         plan(FiniteMDP(np.ones((1, 1, 1)), [[1.0]], [1.0], 1.0))
     loop = np.zeros((1, 2, 1))
     loop[0, 1, 0] = 1

@@ -161,7 +161,7 @@ def test_known_environments():
 
 
 def test_gymnasium_refusals():
-    with pytest.raises(ArgumentError, match="table P.* got CartPoleEnv"):
+    with pytest.raises(ArgumentError, match=r"table P.* got CartPoleEnv"):
         from_gymnasium("CartPole-v1")
     with pytest.raises(ArgumentError, match="registered environment, got 'FrozenPond-v1'"):
         from_gymnasium("FrozenPond-v1")
@@ -171,7 +171,7 @@ def test_gymnasium_refusals():
     class Broken:
         P: dict = {0: {0: [(0.5, 0, 0.0, False)]}}  # noqa: RUF012
 
-    with pytest.raises(EnvironmentFault, match="Broken .* got 0.5 for state 0, action 0"):
+    with pytest.raises(EnvironmentFault, match=r"Broken .* got 0.5 for state 0, action 0"):
         from_gymnasium(Broken())
 
 

@@ -302,7 +302,7 @@ def test_a_policy_that_does_not_terminate_is_named_by_state(as_sparse):
     policy = np.full((9, 4), 0.25)
     policy[4] = [0, 0, 0, 1]  # the centre goes left,
     policy[3] = [0, 0, 1, 0]  # and its left neighbour goes right
-    with pytest.raises(ArgumentError, match="ends the episode from every state.*from state 3 it"):
+    with pytest.raises(ArgumentError, match=r"ends the episode from every state.*from state 3 it"):
         solve(mdp, policy)
     policy[0] = [1, 0, 0, 0]
     with pytest.raises(ArgumentError, match="from state 0 it never does"):
@@ -339,11 +339,11 @@ def test_average_refuses_rows_below_one():
 def test_settings():
     mdp, policy = random_problem(0), random_policy(0, random_problem(0))
     assert solve(mdp, policy).setting == solve(mdp, policy, "discounted").setting == "discounted"
-    with pytest.raises(ArgumentError, match="'episodic' takes an mdp with gamma = 1, got 0.9"):
+    with pytest.raises(ArgumentError, match=r"'episodic' takes an mdp with gamma = 1, got 0.9"):
         solve(mdp, policy, "episodic")
     with pytest.raises(ArgumentError, match="'discounted' takes an mdp with gamma below 1, got 1"):
         solve(random_problem(0, gamma=1.0), policy, "discounted")
-    with pytest.raises(ArgumentError, match="got 'avrage'.*did you mean 'average'"):
+    with pytest.raises(ArgumentError, match=r"got 'avrage'.*did you mean 'average'"):
         solve(mdp, policy, "avrage")
     with pytest.raises(ArgumentError, match="mdp takes a FiniteMDP, got ndarray"):
         solve(np.zeros(3), policy)
