@@ -118,3 +118,12 @@ def test_refusals():
         )
     with pytest.raises(ArgumentError, match="without gradient"):
         natural_gradient(exact.bandit([1, 2]), lambda x: torch.full((1, 2), 0.5), torch.zeros(2))
+
+
+def test_small_information_is_still_information():
+    """States that are rarely left to chance: eigenvalues of F from 1e-8 on, none may be dropped."""
+    mdp = random_problem(9)
+    theta = torch.tensor([[9.0, 0.0, -9.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    s = solve(mdp, tabular(theta.double()))
+    truth = s.scale * (s.q - s.q.mean(1, keepdim=True))
+    close(natural_gradient(mdp, tabular, theta), truth, atol=1e-5)

@@ -151,3 +151,14 @@ def test_values_without_bound_are_refused_in_time(monkeypatch):
         value_iteration(FiniteMDP(loop, [[0.0, 1.0]], [1.0], 1.0))
     with pytest.raises(ArgumentError, match="policy_evaluation converges, and it did not"):
         policy_evaluation(FiniteMDP([[[0.9999]]], [[1.0]], [1.0], 1.0), [[1.0]])
+
+
+@pytest.mark.parametrize("plan", PLANNERS)
+def test_average_reward_of_a_problem_that_is_periodic(plan):
+    """Every action swaps the states: values swing for ever, unless the chain is made lazy."""
+    p = np.zeros((2, 2, 2))
+    p[0, :, 1] = p[1, :, 0] = 1
+    best = plan(FiniteMDP(p, [[0.0, 1.0], [5.0, 2.0]], [1, 0], 0.9), "average")
+    close(best.objective, 3)
+    close(best.v, [-1, 1])
+    close(best.policy, [[0, 1], [1, 0]])
