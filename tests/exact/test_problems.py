@@ -123,7 +123,15 @@ def taxi() -> str:
     return max(name for name in gymnasium.registry if name.startswith("Taxi-v"))
 
 
-@pytest.mark.parametrize("name", ["FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", taxi()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FrozenLake-v1",
+        "FrozenLake8x8-v1",
+        "CliffWalking-v1",
+        pytest.param(taxi(), marks=pytest.mark.slow),
+    ],
+)
 def test_values_by_sweeps_over_the_table(name):
     env = gymnasium.make(name)
     table, gamma = env.unwrapped.P, 0.9

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -172,6 +172,7 @@ def test_discounted_tends_to_average():
 
 
 # ---------------------------------------------------------------- dense and sparse
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.99, 1.0]), st.booleans())
 def test_sparse_equals_dense(seed, gamma, average):
     kinds = [random_problem(seed, 5, 2, gamma=gamma, ends=not average, as_sparse=k) for k in (0, 1)]
