@@ -22,6 +22,7 @@ PUBLIC = {
     "envs",
     "errors",
     "evaluate_policy",
+    "exact",
     "gradient",
     "load",
     "losses",

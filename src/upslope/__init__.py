@@ -13,7 +13,7 @@ import importlib
 
 TYPE_CHECKING = False  # type checkers read it as True; importing `typing` would double the time
 if TYPE_CHECKING:
-    from upslope import envs, errors, gradient, losses, returns
+    from upslope import envs, errors, exact, gradient, losses, returns
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
     from upslope.agents.table import load
@@ -26,6 +26,7 @@ __all__ = [
     "envs",
     "errors",
     "evaluate_policy",
+    "exact",
     "gradient",
     "load",
     "losses",

@@ -211,12 +211,14 @@ class Agent(Generic[Config]):
         env_kwargs: Mapping[str, Any] | None = None,
     ) -> dict[str, float]:
         """Evaluate the policy as it is now and keep it if it is the best; returns the metrics."""
+        own = env is None
         mean, std = evaluate_policy(
             self,
-            self.env if env is None else env,
+            self.env if own else env,
             n_eval_episodes=episodes,
             seed=derive32(self.config.seed, "evaluation", self.num_timesteps),
-            env_kwargs=self.env_kwargs if env is None and env_kwargs is None else env_kwargs,
+            env_kwargs=self.env_kwargs if own and env_kwargs is None else env_kwargs,
+            backend=self.stream.backend if own and self.stream.remakes else "auto",
         )
         if mean >= self.best.mean:  # of equals the later, which has learned for longer
             tensors = {name: part.clone() for name, part in self.policy.state_dict().items()}

@@ -64,6 +64,7 @@ def run_episodes(
     seed: int = 0,
     env_kwargs: Mapping[str, Any] | None = None,
     n_envs: int | None = None,
+    backend: str = "auto",
 ) -> Episodes:
     """Play `n_episodes` whole episodes in vector environments; returns them in order of place.
 
@@ -73,7 +74,7 @@ def run_episodes(
         raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
     given = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
     wanted = getattr(env, "num_envs", 1) if given else n_envs or min(n_episodes, AT_ONCE)
-    stream = make_stream(env, wanted, env_kwargs=dict(env_kwargs or {}))
+    stream = make_stream(env, wanted, env_kwargs=dict(env_kwargs or {}), backend=backend)
     try:
         stream.reset(seed)
         count = stream.n_envs
@@ -117,6 +118,7 @@ def evaluate_policy(
     seed: int = 0,
     env_kwargs: Mapping[str, Any] | None = None,
     n_envs: int | None = None,
+    backend: str = "auto",
     return_episode_rewards: bool = False,
 ) -> Any:
     """Return the mean and the standard deviation of the return over `n_eval_episodes` episodes.
@@ -135,6 +137,7 @@ def evaluate_policy(
         seed=seed,
         env_kwargs=env_kwargs,
         n_envs=n_envs,
+        backend=backend,
     )
     if return_episode_rewards:
         return played.returns.tolist(), played.lengths.astype(int).tolist()
