@@ -15,6 +15,7 @@ the baseline is a function of what was drawn before, given as a number for each 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,7 +32,7 @@ def surrogate(
     objective: Float[Tensor, "*shape"],
     *,
     reference: Float[Tensor, "*shape"] | None = None,
-    baseline: Float[Tensor, "*shape"] | float | Callable[..., Tensor] | None = None,
+    baseline: Tensor | float | Callable[..., Tensor] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Return ρ (f - b) + b of each sample; its mean estimates E[f], its gradient ∇ E[f].
 
@@ -39,7 +40,7 @@ def surrogate(
     is f(x), of which autograd may know nothing; where it depends on θ itself, its gradient is
     added. `reference` is ln q(x) of the distribution that x was drawn from, detached here, and p
     itself by default. `baseline` is a tensor, a number, or a baseline of this module, which sees
-    samples along the first dimension; it is detached, and must not depend on its own sample.
+    samples along the first dimension. It is detached, and must not depend on its own sample.
 
     Raises ShapeError unless all shapes are equal, ArgumentError for no samples, NotFiniteError
     for a drawn sample that its own distribution gives probability 0. With `reference`, p may be 0.
@@ -47,15 +48,17 @@ def surrogate(
     ratio = likelihood_ratio(log_prob, reference)
     if baseline is None:
         return ratio * objective
-    if callable(baseline):
-        b: Tensor | float = baseline(objective.detach(), log_prob)
-    else:
-        b = baseline.detach() if isinstance(baseline, Tensor) else float(baseline)
-    if isinstance(b, Tensor) and b.shape != objective.shape:
-        raise ShapeError(
-            f"surrogate: baseline takes one number for each objective, {list(objective.shape)}, "
-            f"got {list(b.shape)}"
-        )
+    b = baseline(objective.detach(), log_prob) if callable(baseline) else baseline
+    if isinstance(b, Tensor):
+        if b.dim() and b.shape != objective.shape:
+            raise ShapeError(
+                f"surrogate: baseline takes one number for each objective, "
+                f"{list(objective.shape)}, or one for all, got {list(b.shape)}"
+            )
+        b = b.detach()
+    elif isinstance(b, bool) or not isinstance(b, numbers.Real):
+        kind = type(b).__name__
+        raise ArgumentError(f"baseline takes a tensor, a number or a function, got {kind}")
     return ratio * (objective - b) + b
 
 

@@ -66,7 +66,7 @@ class BiasReport:
         if self.unbiased:
             return f"unbiased ({self.method}, largest z {self.z_max:.2g})"
         facts = f"scale {self.scale:.4g}, cosine {self.cosine:.4g}, largest z {self.z_max:.3g}"
-        if self.cosine > 0.999:
+        if abs(self.cosine) > 0.999:
             return f"biased: {self.scale:.4g} times the exact gradient ({self.method}, {facts})"
         return f"biased: another direction ({self.method}, {facts})"
 
