@@ -182,7 +182,7 @@ def test_batches_keep_their_shape():
     mu = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3).requires_grad_()
     torch.manual_seed(0)
     for estimator in ("score", "pathwise"):
-        found = expectation(lambda x: x**2, D.Normal(mu, 1.0), 20_000, estimator=estimator,
+        found = expectation(lambda x: x**2, D.Normal(mu, 1.0), 4_000, estimator=estimator,
                             standard_error=True)  # fmt: skip
         assert found.value.shape == (2, 3)
         within(found, mu.detach() ** 2 + 1)
@@ -197,12 +197,12 @@ def test_f_may_depend_on_the_parameters():
     mu = leaf(0.5)
     torch.manual_seed(0)
     for estimator in ("score", "pathwise"):
-        found = expectation(lambda x: x * mu**2, D.Normal(mu, 1.0), 50_000, estimator=estimator,
+        found = expectation(lambda x: x * mu**2, D.Normal(mu, 1.0), 10_000, estimator=estimator,
                             standard_error=True)  # fmt: skip
         within(found.gradient(mu), 3 * 0.25)
     scale = leaf(2.0)  # a parameter of f alone
     value = expectation(lambda x: x * scale, D.Normal(0.0, 1.0), 5, estimator="score")
-    torch.testing.assert_close(gradient(value, scale), value.detach() / 2)
+    torch.testing.assert_close(gradient(value, scale), value.detach().double() / 2)
 
 
 def test_entropy_bonus():
@@ -330,7 +330,7 @@ def test_why_it_is_refused():
     """x ~ U(0, θ), f = x: the score form gives -1/2 for the +1/2 that pathwise finds."""
     theta = leaf(2.0)
     torch.manual_seed(0)
-    found = expectation(lambda x: x, D.Uniform(0.0, theta), 100_000, estimator="pathwise",
+    found = expectation(lambda x: x, D.Uniform(0.0, theta), 10_000, estimator="pathwise",
                         standard_error=True)  # fmt: skip
     within(found.gradient(theta), 0.5)
     x = D.Uniform(0.0, 2.0).sample((100_000,)).double()

@@ -124,7 +124,7 @@ def test_expectation_with_a_behaviour():
         found = expectation(
             lambda x: x**2,
             target,
-            200_000,
+            20_000,
             behaviour=behaviour,
             self_normalized=self_normalized,
             standard_error=True,
@@ -132,8 +132,8 @@ def test_expectation_with_a_behaviour():
         assert abs(found.value.item() - 1.25) < 4.5 * found.standard_error.item()
         slope = found.gradient(mean)
         assert abs(slope.value.item() - 1.0) < 4.5 * slope.standard_error.item()
-        assert 0.005 > found.standard_error.item() > 0.001
-        assert 0.5 < found.importance.effective_sample_size / 200_000 < 1
+        assert 0.02 > found.standard_error.item() > 0.005
+        assert 0.5 < found.importance.effective_sample_size / 20_000 < 1
         assert found.importance.largest_weight > 1
 
 

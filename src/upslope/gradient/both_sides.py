@@ -29,8 +29,8 @@ from upslope.gradient.score import flat_gradient, leaves
 from upslope.gradient.support import finite_support
 from upslope.gradient.surrogate import surrogate
 
-MOST_TUPLES = 4096  # of which all are visited
-MOST_NODES = 64  # of the quadrature; fewer where n-tuples of them are too many
+MOST_TUPLES = 2048  # of which all are visited
+MOST_NODES = 32  # of the quadrature; fewer where n-tuples of them are too many
 LEAST_NODES = 8
 GROUPS = 100  # of sampled gradients, whose means are compared
 
