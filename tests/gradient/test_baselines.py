@@ -183,7 +183,7 @@ EXACT = {"score": (30, 136), "mean": (18, 96), "optimal": (14, 64), "pathwise": 
 
 
 def one_sample_gradients(kind: str, parameter: int, n: int) -> torch.Tensor:
-    """∇ of n estimates of one sample each, x ~ N(1, 1), f = x²: every row has its own parameters."""
+    """∇ of n estimates of one sample each, x ~ N(1, 1), f = x²: a row has its own parameters."""
     rows = torch.ones(2, n, dtype=torch.float64, requires_grad=True)
     best = {0: 4.0, 1: 6.0}[parameter]  # E[s² f] / E[s²]
     baseline = {"mean": Constant(2.0), "optimal": Constant(best)}.get(kind)
@@ -242,7 +242,9 @@ def test_the_cross_fitted_optimal_baseline_approaches_the_optimal_variance():
         assert claimed == pytest.approx(variance, rel=0.25)
 
 
-@pytest.mark.parametrize(("t", "slope", "variance"), [(0.45, 0.025, 0.0159390625), (0.499, 0.0005, 0.0156251250)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("t", "slope", "variance"), [(0.45, 0.025, 0.0159390625), (0.499, 0.0005, 0.0156251250)]
+)
 def test_bernoulli_numbers(t, slope, variance):
     """b ~ Bernoulli(σ(0)), f = (b - t)²; the baseline p f(0) + (1 - p) f(1) leaves no variance."""
     theta = leaf(0.0)[0]

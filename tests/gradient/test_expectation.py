@@ -33,6 +33,7 @@ def within(estimate, truth) -> None:
 
 # ---------------------------------------------------------------- every distribution
 # name, distribution of θ, f, E[f] as a function of θ, θ
+# ruff: noqa: E501
 CASES = [
     ("Normal", lambda t: D.Normal(t, 1.0), lambda x: x**3, lambda t: t**3 + 3 * t, 0.7),
     ("Exponential", lambda t: D.Exponential(t), lambda x: x**2, lambda t: 2 / t**2, 1.4),
@@ -344,11 +345,13 @@ def test_why_it_is_refused():
      lambda t: D.TransformedDistribution(D.Normal(0.0, t), [D.ExpTransform(), D.AffineTransform(0.0, t)]),
      lambda t: D.TransformedDistribution(D.Normal(t, 1.0), [D.TanhTransform(), D.AffineTransform(1.0, 2.0)]),
      lambda t: D.Kumaraswamy(t, 2.0), lambda t: D.LogNormal(t, 1.0), lambda t: D.Weibull(t, 2.0),
-     lambda t: D.Uniform(0.0, t.detach())],
+     lambda t: D.Uniform(0.0, t.detach()), lambda t: D.Uniform(0.0, 0 * t + 2)],
 )  # fmt: skip
 def test_a_support_that_stays_is_taken(make):
     theta = leaf(1.5)
-    expectation(lambda x: x * theta, make(theta), 10, estimator="score")
+    distribution = make(theta.square())  # whose graph the check must leave for the backward pass
+    expectation(lambda x: x * theta, distribution, 10, estimator="score").backward()
+    assert theta.grad.isfinite()
 
 
 def test_pathwise_through_a_black_box_is_refused():
@@ -410,9 +413,12 @@ def test_other_refusals():
         expectation(lambda x: x, D.Normal(torch.zeros(0), 1.0), 5)
     with pytest.raises(ArgumentError, match="at least 2 for a standard error"):
         expectation(lambda x: x, normal, 1, standard_error=True)
-    for bad in (math.nan, math.inf):
+    for f in (lambda x: x * math.nan, lambda x: x * math.inf):
         with pytest.raises(NotFiniteError, match="f takes samples and returns finite numbers"):
-            expectation(lambda x: x * bad, normal, 5)
+            expectation(f, normal, 5)
+    through = D.OneHotCategoricalStraightThrough(logits=leaf(0.5, 1.0))
+    with pytest.raises(ArgumentError, match="values are separate points; use 'score'"):
+        expectation(lambda x: x[..., 0], through, 5, estimator="pathwise")
     for f in (lambda x: "one", lambda x: None, lambda x: [None] * len(x), lambda x: x + 1j):
         with pytest.raises(ArgumentError, match=r"f takes samples and returns (real )?numbers"):
             expectation(f, normal, 5, estimator="score")

@@ -331,7 +331,7 @@ def test_a_missing_gamma_t(trajectories):
 
 @pytest.mark.parametrize("through", [False, True])
 def test_gae_bootstrapped_over_a_termination(trajectories, through):
-    """λ = 1 is unbiased for any V, unless V of the state after the end is taken as worth something."""
+    """λ = 1 is unbiased for any V, unless what follows the end is taken as worth something."""
 
     def surrogate_of(lp, s, r, m, ended):
         following = torch.cat([VALUE[s][1:], torch.zeros_like(r[:1])])  # 0 past the horizon
@@ -386,7 +386,9 @@ def test_refusals():
         ShapeError, match=r"without batch shape, got \[3\]; make the batch an event"
     ):
         check_unbiased(surrogate, D.Bernoulli(logits=leaf(0, 1, 2)), lambda x: x)
-    with pytest.raises(ArgumentError, match="takes a torch.distributions.Distribution, got Tensor"):
+    with pytest.raises(
+        ArgumentError, match=r"takes a torch\.distributions\.Distribution, got Tensor"
+    ):
         check_unbiased(surrogate, torch.ones(3), f)
     with pytest.raises(ArgumentError, match="parameter that requires a gradient, got none"):
         check_unbiased(surrogate, D.Categorical(torch.ones(3)), f)

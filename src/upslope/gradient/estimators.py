@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from upslope.errors import ArgumentError, ShapeError, UpslopeError
 from upslope.gradient.objective import Watch, evaluate
 from upslope.gradient.score import depends_on
-from upslope.gradient.support import name_of, support_moves
+from upslope.gradient.support import is_discrete, name_of, support_moves
 from upslope.gradient.surrogate import surrogate
 
 
@@ -44,6 +44,11 @@ def pathwise_terms(f: Callable, distribution: Distribution, n: int) -> Tensor:
         raise ArgumentError(
             f"estimator='pathwise' takes a distribution with rsample, got {name_of(distribution)}; "
             "use 'score'"
+        )
+    if is_discrete(distribution):  # a straight-through sample
+        raise ArgumentError(
+            f"estimator='pathwise' takes a distribution without jumps, got "
+            f"{name_of(distribution)}, whose values are separate points; use 'score'"
         )
     x = distribution.rsample(torch.Size([n]))
     value, seen = _through(f, x, distribution)
@@ -98,7 +103,8 @@ def auto_terms(
     f: Callable, distribution: Distribution, n: int, baseline: Callable | None
 ) -> tuple[str, Tensor]:
     """Return the name and the terms of the first of pathwise and score that is right."""
-    if baseline is None and distribution.has_rsample and not support_moves(distribution):
+    followed = distribution.has_rsample and not is_discrete(distribution)
+    if baseline is None and followed and not support_moves(distribution):
         x = distribution.rsample(torch.Size([n]))
         if x.requires_grad:
             with Watch() as watch:

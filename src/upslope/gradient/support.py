@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch.distributions import (
     constraints,
 )
 
-from upslope.gradient.score import leaves
+from upslope.gradient.score import flat_gradient, leaves
 
 LARGEST_SUPPORT = 2**20
 """Points that are enumerated at most, in the whole support and over all batch elements."""
@@ -37,7 +36,7 @@ def support_moves(distribution: Distribution) -> bool:
     plain = type(distribution).support is TransformedDistribution.support
     if isinstance(distribution, TransformedDistribution) and plain:
         return support_moves(distribution.base_dist) or _image_moves(distribution)
-    return any(bound.requires_grad for bound in _bounds(_support(distribution)))
+    return any(_moves(bound) for bound in _bounds(_support(distribution)))
 
 
 def _support(distribution: Distribution) -> object:
@@ -73,12 +72,18 @@ def _image_moves(distribution: TransformedDistribution) -> bool:
         image = bound.expand(shape) if bound.numel() == 1 else bound
         for transform in transforms:
             image = transform(image)
-        fixed = image.isfinite()
-        if image.requires_grad and fixed.any():
-            slopes = torch.autograd.grad(image[fixed].sum(), leaves(image), allow_unused=True)
-            if any(s is not None and (s.nan_to_num() != 0).any() for s in slopes):
-                return True
+        if _moves(image):
+            return True
     return False
+
+
+def _moves(bound: Tensor) -> bool:
+    """Return whether a bound that is finite has a slope in a parameter; NaN is 0 times infinity."""
+    finite = bound.isfinite()
+    if not bound.requires_grad or not finite.any():
+        return False
+    slope = flat_gradient(bound[finite].sum(), leaves(bound))
+    return bool((slope.nan_to_num() != 0).any())
 
 
 # ---------------------------------------------------------------- all of it
@@ -129,13 +134,7 @@ def is_discrete(distribution: Distribution) -> bool:
 
 def name_of(distribution: Distribution) -> str:
     """Return the name that a sentence uses: `Uniform`, `Independent(Normal)`."""
-    inner = [
-        part
-        for part in chain(
-            [getattr(distribution, "base_dist", None)],
-            [getattr(distribution, "_component_distribution", None)],
-        )
-        if isinstance(part, Distribution)
-    ]
+    inner = getattr(distribution, "base_dist", None)
+    inner = getattr(distribution, "_component_distribution", inner)
     name = type(distribution).__name__
-    return f"{name}({name_of(inner[0])})" if inner else name
+    return f"{name}({name_of(inner)})" if isinstance(inner, Distribution) else name
