@@ -143,7 +143,7 @@ def test_graph_of_two_draws_at_every_order():
         exact = exact + p * (on_x + on_y + fixed)
         sampled = graph_surrogate(
             [(on_x, [lp_x]), (on_y, [lp_x, lp_y]), (fixed, [])],
-            [(torch.tensor(0.7).double(), lp_x, []), (torch.tensor(x - 0.4), lp_y, [lp_x])],
+            [(torch.tensor(0.7).double(), lp_x), (torch.tensor(x - 0.4), lp_y)],
         )
         assert sampled.item() == pytest.approx((on_x + on_y + fixed).item())
         found = found + p.detach() * sampled
@@ -154,7 +154,7 @@ def test_graph_of_two_draws_at_every_order():
 def test_graph_of_one_draw_is_the_surrogate():
     log_prob, f, b = leaf(-1, -2), torch.tensor([3.0, 4]).double(), torch.tensor([1.0, 5]).double()
     one = surrogate(log_prob, f, baseline=b)
-    graph = graph_surrogate([(f, [log_prob])], [(b, log_prob, [])])
+    graph = graph_surrogate([(f, [log_prob])], [(b, log_prob)])
     torch.testing.assert_close(one, graph)
     torch.testing.assert_close(gradient(one.sum(), log_prob), gradient(graph.sum(), log_prob))
 
@@ -167,7 +167,7 @@ def test_graph_refusals():
     with pytest.raises(ShapeError, match=r"a cost takes .* \[2\], got \[3\]"):
         graph_surrogate([(torch.ones(2), []), (torch.ones(3), [])])
     with pytest.raises(ShapeError, match=r"a baseline takes .* \[2\], got \[\]"):
-        graph_surrogate([(torch.ones(2), [])], [(torch.tensor(1.0), torch.ones(2), [])])
+        graph_surrogate([(torch.ones(2), [])], [(torch.tensor(1.0), torch.ones(2))])
 
 
 # ---------------------------------------------------------------- refusals

@@ -7,9 +7,9 @@ value of L is f, its gradient (f - b) ∇ ln p + ∇ f is the score-function est
 its second derivative is right in the same way. With q another distribution, the behaviour that the
 samples came from, it is importance sampling: E_q[L] = E_p[f] at every order.
 
-Foerster et al. 2018, arXiv:1802.05098, equations 5 and 6 (the ratio), for the graph of several
-nodes too; Mao et al. 2019, arXiv:1909.10549 (a baseline that is right at every order). Departure:
-the baseline is a function of what was drawn before, given as a number for each sample.
+Williams 1992, section 3; Foerster et al. 2018, arXiv:1802.05098, section 3: the ratio, also for
+several draws, and equation 9: baselines. Departure: there a baseline is a network's output, here
+any number that does not depend on its own sample.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ def surrogate(
 
 def graph_surrogate(
     costs: Sequence[tuple[Tensor, Sequence[Tensor]]],
-    baselines: Sequence[tuple[Tensor, Tensor, Sequence[Tensor]]] = (),
+    baselines: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
     """Return the surrogate of a stochastic computation graph: several draws, costs on some of them.
 
-        L = Σ_c ρ(W_c) c - Σ_w [ρ(w, A_w) - ρ(A_w)] b_w,      ρ(W) = exp Σ_{v in W} (ln p_v - held)
+        L = Σ_c ρ(W_c) c - Σ_w [ρ(w) - 1] b_w,          ρ(W) = exp Σ_{v in W} (ln p_v - held)
 
     `costs` are pairs of a cost and the log-probabilities of all draws that influence it, directly
     or through later draws: for x ~ p(x), y ~ p(y|x), the cost f(y) has (ln p(x), ln p(y|x)).
-    `baselines` are triples (b_w, ln p_w, A_w): a number that depends on draws before w only, the
-    draw that it belongs to, and the log-probabilities of the draws before. The value is the sum of
-    the costs; first, second and further derivatives are right. All tensors have one shape, which is
-    returned. Samples are held still: detach them before the next distribution sees them.
+    `baselines` are pairs (b_w, ln p_w): a number that depends on draws before w only, detached
+    here, and the draw that it belongs to. The value is the sum of the costs; first, second and
+    further derivatives are right. All tensors have one shape, which is returned. Samples are held
+    still: detach them before the next distribution sees them.
 
     Raises ShapeError for different shapes, ArgumentError for no cost, NotFiniteError as `surrogate`
     does. A cost that no draw influences has an empty sequence.
@@ -87,10 +87,9 @@ def graph_surrogate(
     for cost, influences in costs:
         _same_shape(shape, "a cost", cost)
         total = total + _ratio_of_all(influences, shape) * cost
-    for b, own, before in baselines:
+    for b, log_prob in baselines:
         _same_shape(shape, "a baseline", b)
-        past = _ratio_of_all(before, shape)
-        total = total - (past * _ratio_of_all([own], shape) - past) * b.detach()
+        total = total - (_ratio_of_all([log_prob], shape) - 1) * b.detach()
     return total
 
 
