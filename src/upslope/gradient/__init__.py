@@ -1,4 +1,9 @@
-"""Gradients of expectations, and how good a sampled gradient is."""
+"""The gradient of any expectation, an audit of estimators, and how good a sampled gradient is.
+
+value = us.gradient.expectation(f, distribution, n)          # f of any kind, a scalar to ascend
+loss = -us.gradient.surrogate(log_prob, reward).mean()       # the same with samples of one's own
+report = us.gradient.check_unbiased(my_surrogate, distribution, f)
+"""
 
 from __future__ import annotations
 

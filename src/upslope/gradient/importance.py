@@ -99,7 +99,7 @@ def self_normalized_surrogate(
 def self_normalized_error(share: Tensor, objective: Tensor) -> Tensor:
     """Return sqrt(Σ v_i² (f_i - Σ v f)²) for shares v that sum to 1: the delta method's error.
 
-    Owen 2013, "Monte Carlo theory, methods and examples", equation 9.8.
+    Owen 2013, "Monte Carlo theory, methods and examples", section 9.2.
     """
     if not share.isfinite().all():
         raise NotFiniteError("share takes finite numbers, got NaN or inf")

@@ -7,7 +7,7 @@ depends on and that require a gradient, wherever they are: given to the distribu
 of a network before it.
 
 Williams 1992, "Simple statistical gradient-following algorithms"; Amari 1998, "Natural gradient
-works efficiently in learning", equation 3.
+works efficiently in learning".
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ value of L is f, its gradient (f - b) ∇ ln p + ∇ f is the score-function est
 its second derivative is right in the same way. With q another distribution, the behaviour that the
 samples came from, it is importance sampling: E_q[L] = E_p[f] at every order.
 
-Williams 1992, section 3; Foerster et al. 2018, arXiv:1802.05098, section 3: the ratio, also for
-several draws, and equation 9: baselines. Departure: there a baseline is a network's output, here
-any number that does not depend on its own sample.
+Foerster et al. 2018, arXiv:1802.05098, section 3: the ratio, also for several draws, and its
+baselines. Departure: there a baseline is a network's output, here any number that does not depend
+on its own sample.
 """
 
 from __future__ import annotations
