@@ -108,6 +108,7 @@ def test_learned_with_a_context():
     baseline = Learned(module).at(context)
     found = baseline(torch.ones(4, 3).double(), torch.ones(4, 3).double())
     torch.testing.assert_close(found, module(context).detach().expand(4, 3))
+    assert not found.requires_grad
     assert baseline.loss().item() == pytest.approx((module(context) - 1).square().mean().item())
     each = Learned(module, torch.randn(5, 2).double())  # a context for each sample
     assert each(torch.ones(5).double(), torch.ones(5).double()).shape == (5,)
