@@ -407,6 +407,8 @@ def test_other_refusals():
     for n in (0, -1, 2.5, True, None):
         with pytest.raises(ArgumentError, match="n takes a whole number of at least 1"):
             expectation(lambda x: x, normal, n)
+    with pytest.raises(ArgumentError, match="f takes a function of the samples, got int"):
+        expectation(3, normal, 5)
     with pytest.raises(ArgumentError, match=r"Distribution, got Tensor"):
         expectation(lambda x: x, torch.ones(3), 5)
     with pytest.raises(ArgumentError, match=r"batch with elements, got batch_shape \[0\]"):

@@ -397,6 +397,9 @@ def test_refusals():
     for n in (0, 1.5, True):
         with pytest.raises(ArgumentError, match="n takes a whole number of at least 1"):
             check_unbiased(surrogate, policy, f, n)
+    for surrogate_fn, objective in ((3, f), (surrogate, 3)):
+        with pytest.raises(ArgumentError, match=r"(surrogate_fn|f) takes a function, got int"):
+            check_unbiased(surrogate_fn, policy, objective)
     with pytest.raises(ArgumentError, match="repetitions takes a whole number from 100"):
         check_unbiased(surrogate, policy, f, repetitions=10)
     with pytest.raises(ShapeError, match=r"returns \[2\] or \[\], got NoneType"):

@@ -106,6 +106,8 @@ def expectation(
     no element or n < 1. Raises ShapeError for what f returns in another shape, NotFiniteError where
     it returns NaN or infinity.
     """
+    if not callable(f):
+        raise ArgumentError(f"f takes a function of the samples, got {type(f).__name__}")
     _check(distribution, n, estimator, standard_error)
     if baseline is not None and not callable(baseline):
         baseline = Constant(baseline)

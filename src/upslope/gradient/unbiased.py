@@ -99,6 +99,9 @@ def check_unbiased(
     ArgumentError where no parameter requires a gradient, the support moves with one, or a number is
     out of range; NotFiniteError where the surrogate's gradient is NaN or infinite.
     """
+    for name, given in (("surrogate_fn", surrogate_fn), ("f", f)):
+        if not callable(given):
+            raise ArgumentError(f"{name} takes a function, got {type(given).__name__}")
     source = distribution if behaviour is None else behaviour
     _check(distribution, source, n, repetitions)
 
