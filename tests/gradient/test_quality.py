@@ -26,6 +26,8 @@ def test_by_hand():
     noise = 4 / 2 * (19 - 15)
     signal = 5 - noise / 12
     assert report.resolved
+    assert report.trace == pytest.approx(noise)
+    assert report.squared_norm == pytest.approx(signal)
     assert report.noise_scale == pytest.approx(noise / signal)
     assert report.signal_to_noise == pytest.approx(12 * signal / noise)
     assert report.cosine == pytest.approx(math.sqrt(1 / (1 + noise / signal / 12)))
@@ -109,6 +111,7 @@ def test_ascent_probability_follows_the_signal():
 def test_not_resolved():
     report = quality(torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.0, 0.0]]), 10)
     assert not report.resolved
+    assert report.squared_norm < 0 < report.trace
     for number in (report.signal_to_noise, report.noise_scale, report.cosine):
         assert math.isnan(number)
     assert 0 <= report.ascent_probability < 0.5

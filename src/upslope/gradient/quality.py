@@ -38,6 +38,10 @@ class GradientQuality:
     """Expected cosine of the step's gradient to the true one, sqrt(1 / (1 + noise scale / B))."""
     ascent_probability: float
     """1 - p of a t-test that the other chunks' mean points along each chunk; nan for two chunks."""
+    trace: float
+    """tr Σ, the trace of the covariance of one sample's gradient."""
+    squared_norm: float
+    """|G|² without bias: negative where the noise hides the signal."""
     chunks: int
     """K, the number of chunks."""
     samples: int
@@ -92,6 +96,8 @@ def quality(
         noise_scale=scale,
         cosine=math.sqrt(1 / (1 + scale / float(samples))),
         ascent_probability=student_t_cdf(t, chunks - 1),
+        trace=float(noise),
+        squared_norm=float(signal),
         chunks=chunks,
         samples=int(samples),
     )

@@ -1,0 +1,105 @@
+"""What f returns, as a tensor: from torch, NumPy, lists of numbers, or one sample at a time."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from upslope.errors import ArgumentError, NotFiniteError, ShapeError, UpslopeError
+
+# fmt: off
+JUMPS = frozenset(
+    (
+        "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal",
+        "not_equal", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "where",
+        "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder",
+        "__mod__", "floor_divide", "__floordiv__", "heaviside", "argmax", "argmin", "argsort",
+        "bucketize", "searchsorted", "one_hot", "bool", "int", "long", "short", "detach",
+        "masked_fill", "isclose", "signbit", "nonzero",
+    )
+)
+# fmt: on
+"""Functions of torch with which f may jump where autograd sees nothing."""
+
+
+def evaluate(f: Callable[[Tensor], Any], sample: Tensor, log_prob: Tensor) -> Tensor:
+    """Return f of all samples with the shape and dtype of `log_prob`, [n, *batch].
+
+    f gets the samples at once, [n, *batch, *event]. Where it returns one number for all of them, or
+    raises because it takes one at a time, it gets each event alone, [*event]. Raises ShapeError for
+    any other shape, ArgumentError for what is no number, NotFiniteError for NaN or infinity.
+    """
+    shape = log_prob.shape
+    alone = log_prob.numel() == 1
+    try:
+        result = f(sample)
+    except UpslopeError:
+        raise
+    except (TypeError, ValueError, RuntimeError):
+        if alone and sample.shape == shape:
+            raise
+        result = None
+    if isinstance(result, numbers.Number | np.generic) and alone:
+        result = np.full(shape, result)
+    if result is None or isinstance(result, numbers.Number | np.generic):
+        event = sample.shape[len(shape) :]
+        values = [read(f(x), log_prob) for x in sample.reshape(-1, *event)]
+        for value in values:
+            if value.numel() != 1 or value.dim() > 0:
+                raise ShapeError(
+                    f"f takes samples of shape {list(sample.shape)} and returns "
+                    f"{list(shape)}, or one sample {list(event)} and returns one number, "
+                    f"got {list(value.shape)} for one sample"
+                )
+        result = torch.stack(values).reshape(shape)
+    value = read(result, log_prob)
+    if value.shape != shape:
+        raise ShapeError(
+            f"f takes samples of shape {list(sample.shape)} and returns one number for each, "
+            f"of shape {list(shape)}, got {list(value.shape)}"
+        )
+    if not value.isfinite().all():
+        index = (~value.isfinite()).nonzero()[0].tolist()
+        raise NotFiniteError(
+            f"f takes samples and returns finite numbers, got {value[tuple(index)].item()} "
+            f"at {index}, for the sample {sample[tuple(index)].tolist()}"
+        )
+    return value
+
+
+def read(result: Any, like: Tensor) -> Tensor:
+    """Return what f returned as a tensor of the dtype and device of `like`."""
+    if isinstance(result, Tensor):
+        value = result
+    else:
+        try:
+            value = torch.as_tensor(np.asarray(result))
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(result).__name__
+            raise ArgumentError(f"f takes samples and returns numbers, got {kind}") from error
+    if value.is_complex():
+        raise ArgumentError(f"f takes samples and returns real numbers, got {value.dtype}")
+    return value.to(like)
+
+
+class Watch(TorchFunctionMode):
+    """Notes whether a function that may jump was called inside `with Watch() as watch:`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jumps: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Run the function; keep its name if it may jump."""
+        name = getattr(func, "__name__", "")
+        if name.rstrip("_") in JUMPS or name in JUMPS:
+            self.jumps.add(name)
+        return func(*args, **(kwargs or {}))
