@@ -250,6 +250,7 @@ def evaluate(
         config.evaluation.final_episodes if episodes is None else episodes,
         seed=derive32(agent.config.seed, "final evaluation") if seed is None else seed,
         env_kwargs=config.env_kwargs | (env_kwargs or config.evaluation.final_env_kwargs),
+        backend=agent.stream.backend,
     )
     scored = not np.isnan(played.scores).any()
     told = {
