@@ -214,7 +214,7 @@ class Agent(Generic[Config]):
         own = env is None
         mean, std = evaluate_policy(
             self,
-            self.env if own else env,
+            self.env if env is None else env,
             n_eval_episodes=episodes,
             seed=derive32(self.config.seed, "evaluation", self.num_timesteps),
             env_kwargs=self.env_kwargs if own and env_kwargs is None else env_kwargs,

@@ -83,17 +83,17 @@ class Memory(nn.Module):
 
     def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step from features [N, F] and state [N, S]: h [N, size] and the next state."""
-        return self.run(features, [len(features)], state)
+        raise NotImplementedError
 
     def sequences(self, features: Tensor, sequences: Sequences) -> Tensor:
         """Return h [M, size] for features [M, F] of whole sequences, in the order of the rows."""
         order, counts, start = sequences.packed()
-        hidden, _ = self.run(features[order], counts, start)
+        hidden = self.run(features[order], counts, start)
         return torch.empty_like(hidden).index_copy(0, order, hidden)
 
-    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h [M, size] of rows that lie step after step, `counts[t]` of them at step t, and
-        the last state of each segment, which began with `start` [K, S].
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> Tensor:
+        """Return h [M, size] of rows that lie step after step, `counts[t]` of them at step t, of
+        segments that began with `start` [K, S].
         """
         raise NotImplementedError
 
@@ -105,8 +105,13 @@ class Lstm(Memory):
         super().__init__(nn.LSTM, inputs, size)
         self.state_size = 2 * size
 
-    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h of all rows and the last states, as `Memory.run` says."""
+    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step from features [N, F] and state [N, 2 H]: h [N, H] and the next state."""
+        h, c = torch.lstm_cell(features, state.split(self.size, 1), *self.layer.parameters())
+        return h, torch.cat([h, c], 1)
+
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> Tensor:
+        """Return h of all rows, as `Memory.run` says."""
         inputs, products, bias, inner_bias = self.layer.parameters()
         projected = torch.addmm(bias + inner_bias, features, inputs.t())
         return LstmCell.apply(projected, products, start, counts)
@@ -119,8 +124,13 @@ class Gru(Memory):
         super().__init__(nn.GRU, inputs, size)
         self.state_size = size
 
-    def run(self, features: Tensor, counts: list[int], start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h of all rows and the last states, as `Memory.run` says."""
+    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step from features [N, F] and state [N, H]: h [N, H], twice."""
+        h = torch.gru_cell(features, state, *self.layer.parameters())
+        return h, h
+
+    def run(self, features: Tensor, counts: list[int], start: Tensor) -> Tensor:
+        """Return h of all rows, as `Memory.run` says."""
         inputs, products, bias, inner_bias = self.layer.parameters()
         projected = torch.addmm(bias, features, inputs.t())
         return GruCell.apply(projected, products, inner_bias, start, counts)
@@ -132,22 +142,20 @@ class LstmCell(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, projected: Tensor, weight: Tensor, start: Tensor, counts: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Return h [M, H] of all rows, and the last state (h, c) [K, 2 H] of each segment."""
+    ) -> Tensor:
+        """Return h [M, H] of all rows; `start` [K, 2 H] is h and c before the first."""
         size, across = weight.shape[1], weight.t()
         gates = projected.clone()
         hidden, cells, squashed = (gates.new_empty(len(gates), size) for _ in range(3))
         # All views are made at once: one by one they would cost as much as the arithmetic.
         parts = [gates, gates[:, : 2 * size], *gates.split(size, 1), hidden, cells, squashed]
         h, c = start.split(size, 1)
-        last = torch.empty_like(start)
-        last_h, last_c = last.split(size, 1)
-        for gate, inward, i, f, g, o, new_h, new_c, squash in zip(
-            *(part.split(counts) for part in parts), strict=True
+        alive = counts[0]
+        for n, gate, inward, i, f, g, o, new_h, new_c, squash in zip(
+            counts, *(part.split(counts) for part in parts), strict=True
         ):
-            if len(h) > len(gate):  # the shortest segments have ended
-                last_h[: len(h)], last_c[: len(c)] = h, c
-                h, c = h[: len(gate)], c[: len(gate)]
+            if n < alive:  # the shortest segments have ended
+                h, c, alive = h[:n], c[:n], n
             gate.addmm_(h, across)
             inward.sigmoid_()
             g.tanh_()
@@ -156,15 +164,13 @@ class LstmCell(torch.autograd.Function):
             torch.tanh(new_c, out=squash)
             torch.mul(o, squash, out=new_h)
             h, c = new_h, new_c
-        last_h[: len(h)], last_c[: len(c)] = h, c
         ctx.save_for_backward(weight, start, gates, hidden, cells, squashed)
         ctx.counts = counts
-        ctx.mark_non_differentiable(last)
-        return hidden, last
+        return hidden
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_hidden: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_hidden: Tensor) -> tuple[Any, ...]:
         """Return the gradients of projections and weight, back through time."""
         weight, start, gates, hidden, cells, squashed = ctx.saved_tensors
         size, counts = weight.shape[1], ctx.counts
@@ -181,11 +187,10 @@ class LstmCell(torch.autograd.Function):
         d_three, d_o = d_gates.view(-1, 4, size)[:, :3], d_gates[:, 3 * size :]
         rows = (d_gates, d_three, d_o, d_hidden, through_cell, factors, factor_o, f)
         dh, dc = torch.zeros(2, len(start), size, dtype=gates.dtype, device=gates.device)
-        for gate, three, out, own, through, by_c, by_h, forget in reversed(
-            list(zip(*(each.split(counts) for each in rows), strict=True))
+        for n, gate, three, out, own, through, by_c, by_h, forget in reversed(
+            list(zip(counts, *(each.split(counts) for each in rows), strict=True))
         ):
-            n = len(gate)
-            h, c = (dh, dc) if n == len(dh) else (dh[:n], dc[:n])
+            h, c = (dh, dc) if n == counts[0] else (dh[:n], dc[:n])
             h.add_(own)
             c.addcmul_(h, through)
             torch.mul(by_c, c.unsqueeze(1), out=three)
@@ -206,33 +211,31 @@ class GruCell(torch.autograd.Function):
         bias: Tensor,
         start: Tensor,
         counts: list[int],
-    ) -> tuple[Tensor, Tensor]:
-        """Return h [M, H] of all rows, and the last state h [K, H] of each segment."""
+    ) -> Tensor:
+        """Return h [M, H] of all rows; `start` [K, H] is h before the first."""
         size, across = weight.shape[1], weight.t()
         gates = projected.clone()
         hidden, products = gates.new_empty(len(gates), size), torch.empty_like(gates)
         both = [rows.split(2 * size, 1)[0] for rows in (gates, products)]
         parts = [*both, *gates.split(size, 1), products[:, 2 * size :], products, hidden]
-        h, last = start, torch.empty_like(start)
-        for sums, product, r, z, n, inner, whole, new in zip(
-            *(part.split(counts) for part in parts), strict=True
+        h = start
+        alive = counts[0]
+        for rows, sums, product, r, z, n, inner, whole, new in zip(
+            counts, *(part.split(counts) for part in parts), strict=True
         ):
-            if len(h) > len(new):  # the shortest segments have ended
-                last[: len(h)] = h
-                h = h[: len(new)]
+            if rows < alive:  # the shortest segments have ended
+                h, alive = h[:rows], rows
             torch.addmm(bias, h, across, out=whole)
             sums.add_(product).sigmoid_()
             n.addcmul_(r, inner).tanh_()
             h = torch.lerp(n, h, z, out=new)
-        last[: len(h)] = h
         ctx.save_for_backward(weight, start, gates, hidden, products[:, 2 * size :])
         ctx.counts = counts
-        ctx.mark_non_differentiable(last)
-        return hidden, last
+        return hidden
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_hidden: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_hidden: Tensor) -> tuple[Any, ...]:
         """Return the gradients of projections, weight and bias, back through time."""
         weight, start, gates, hidden, inner = ctx.saved_tensors
         size, counts = weight.shape[1], ctx.counts
@@ -246,10 +249,10 @@ class GruCell(torch.autograd.Function):
         d_product, total = torch.empty_like(gates), torch.empty_like(hidden)
         rows = (d_product, d_product.view(-1, 3, size), total, d_hidden, through, z)
         dh = torch.zeros_like(start)
-        for product, by_gate, sums, own, factor, keep in reversed(
-            list(zip(*(each.split(counts) for each in rows), strict=True))
+        for alive, product, by_gate, sums, own, factor, keep in reversed(
+            list(zip(counts, *(each.split(counts) for each in rows), strict=True))
         ):
-            h = dh if len(own) == len(dh) else dh[: len(own)]
+            h = dh if alive == counts[0] else dh[:alive]
             torch.add(h, own, out=sums)
             torch.mul(factor, sums.unsqueeze(1), out=by_gate)
             torch.mul(sums, keep, out=h).addmm_(product, weight)
