@@ -1,0 +1,186 @@
+// Vectors of W floats, products of matrices, transposition, exp, log and tanh. Compiled once per instruction set, each in
+// its own unnamed namespace; nothing here may come from a header whose functions another file also compiles.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define UPSLOPE_W 16
+#define UPSLOPE_ROWS 6
+#define UPSLOPE_COLUMNS 4
+#elif defined(__AVX2__)
+#define UPSLOPE_W 8
+#define UPSLOPE_ROWS 6
+#define UPSLOPE_COLUMNS 2
+#else
+#define UPSLOPE_W 4
+#define UPSLOPE_ROWS 4
+#define UPSLOPE_COLUMNS 2
+#endif
+
+namespace {
+
+constexpr int W = UPSLOPE_W;
+typedef float vec __attribute__((vector_size(W * 4), may_alias));
+typedef float loose __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(W * 4), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
+inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
+inline vec all(float x) { return x - vec{}; }
+inline ints bits(vec x) { return reinterpret_cast<ints&>(x); }
+inline vec floats(ints x) { return reinterpret_cast<vec&>(x); }
+inline vec smaller(vec a, vec b) { return b < a ? b : a; }  // of NaN and a number, a
+inline vec larger(vec a, vec b) { return b > a ? b : a; }
+
+inline float sum(vec x) {  // in a fixed order: halves are added to each other
+  float part[W];
+  store(part, x);
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+}
+
+inline vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+  const vec guess = _mm512_maskz_rcp14_ps(0xffff, x);  // 14 bits, then one step of Newton's method
+  return guess + guess * (1.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// ---------------------------------------------------------------- exp, log, tanh
+// y = n ln 2 + r, |r| <= ln 2 / 2; e^r - 1 by its Taylor series to r^7, whose rest is below 2e-8 of it.
+struct Power {
+  vec expm1;  // e^r - 1
+  vec scale;  // 2^n
+};
+
+inline Power power(vec y) {
+  constexpr float magic = 12582912.0f + 127.0f;  // adding it rounds to a whole number, left in the low bits
+  const vec shifted = y * 1.44269504f + magic;
+  const vec n = shifted - magic;
+  const vec r = (y - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: the first product is exact
+  vec p = r * (1.0f / 5040) + (1.0f / 720);
+  p = p * r + (1.0f / 120);
+  p = p * r + (1.0f / 24);
+  p = p * r + (1.0f / 6);
+  p = p * r + 0.5f;
+  return {p * (r * r) + r, floats(bits(shifted) << 23)};
+}
+
+inline vec exponential(vec y) {  // 0 below the smallest normal number, infinity above the largest
+  const Power e = power(smaller(larger(y, all(-87.0f)), all(88.3f)));
+  const vec finite = e.expm1 * e.scale + e.scale;
+  const vec infinite = all(__builtin_inff());
+  return y < -87.0f ? vec{} : (y > 88.3f ? infinite : finite);
+}
+
+inline vec logarithm(vec x) {  // of positive normal numbers: ln m + e ln 2, ln m = 2 artanh((m - 1) / (m + 1))
+  const ints e = (bits(x) - 0x3f3504f3) >> 23;  // m is from sqrt(1/2) to sqrt(2)
+  const vec m = floats(bits(x) - (e << 23));
+  const vec f = (m - 1.0f) / (m + 1.0f), g = f * f;
+  vec p = g * (2.0f / 9) + (2.0f / 7);
+  p = p * g + (2.0f / 5);
+  p = p * g + (2.0f / 3);
+  return __builtin_convertvector(e, vec) * 0.693147181f + (f * g * p + 2.0f * f);
+}
+
+inline vec hyperbolic_tangent(vec x) {  // (e^2x - 1) / (e^2x + 1), accurate also near 0
+  const Power e = power(smaller(larger(2.0f * x, all(-20.0f)), all(20.0f)));
+  const vec t = e.expm1 * e.scale + (e.scale - 1.0f);
+  return t * reciprocal(t + 2.0f);
+}
+
+inline vec sigmoid(vec x) {
+  const Power e = power(smaller(larger(-x, all(-87.0f)), all(87.0f)));
+  return reciprocal(1.0f + (e.expm1 * e.scale + e.scale));
+}
+
+// ---------------------------------------------------------------- matrices
+struct Strided {  // element (r, k) of a matrix at data[r * row + k * column]
+  const float* data;
+  int64_t row, column;
+};
+
+// c[r][.] = start + sum over k of a(r, k) v[k][.], for R rows and C vectors of columns, held in registers.
+template <int R, int C>
+inline void tile(const Strided& a, int depth, const float* v, int64_t v_row, float* c, int64_t c_row, const float* bias,
+                 bool add) {
+  vec sums[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < C; ++q) sums[r][q] = add ? load(c + r * c_row + q * W) : (bias ? all(bias[r]) : vec{});
+  const float* from = a.data;
+  for (int k = 0; k < depth; ++k, from += a.column, v += v_row) {
+    vec right[C];
+    for (int q = 0; q < C; ++q) right[q] = load(v + q * W);
+    for (int r = 0; r < R; ++r) {
+      const vec left = all(from[r * a.row]);
+      for (int q = 0; q < C; ++q) sums[r][q] += left * right[q];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int q = 0; q < C; ++q) store(c + r * c_row + q * W, sums[r][q]);
+}
+
+template <int R>
+inline void band(const Strided& a, int depth, const float* v, int64_t v_row, float* c, int64_t c_row, int64_t columns,
+                 const float* bias, bool add) {
+  int64_t j = 0;
+  for (; j + UPSLOPE_COLUMNS * W <= columns; j += UPSLOPE_COLUMNS * W)
+    tile<R, UPSLOPE_COLUMNS>(a, depth, v + j, v_row, c + j, c_row, bias, add);
+  for (; j < columns; j += W) tile<R, 1>(a, depth, v + j, v_row, c + j, c_row, bias, add);
+}
+
+// c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
+inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
+                    int64_t columns, const float* bias, bool add) {
+  constexpr int R = UPSLOPE_ROWS;
+  int r = 0;
+  for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row) {
+    band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+  }
+  for (; r + 2 <= rows; r += 2, a.data += 2 * a.row, c += 2 * c_row) {
+    band<2>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+  }
+  if (r < rows) band<1>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+}
+
+// ---------------------------------------------------------------- transposition
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = Lanes<I...>;
+};
+
+template <int S, int... I>
+inline void exchange(vec& a, vec& b, Lanes<I...>) {  // the blocks of S lanes off the diagonal of (a, b)
+  const vec low = __builtin_shufflevector(a, b, ((I & S) ? W + I - S : I)...);
+  const vec high = __builtin_shufflevector(a, b, ((I & S) ? W + I : I + S)...);
+  a = low, b = high;
+}
+
+template <int S>
+inline void exchange_all(vec (&x)[W]) {
+  for (int i = 0; i < W; ++i)
+    if (!(i & S)) exchange<S>(x[i], x[i + S], typename MakeLanes<W>::type{});
+  if constexpr (S > 1) exchange_all<S / 2>(x);
+}
+
+// to [columns][to_row] = from [rows][from_row] turned; both sizes are multiples of W.
+inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+  for (int64_t i = 0; i < rows; i += W)
+    for (int64_t j = 0; j < columns; j += W) {
+      vec x[W];
+      for (int k = 0; k < W; ++k) x[k] = load(from + (i + k) * from_row + j);
+      exchange_all<W / 2>(x);
+      for (int k = 0; k < W; ++k) store(to + (j + k) * to_row + i, x[k]);
+    }
+}
+
+}  // namespace
