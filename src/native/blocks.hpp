@@ -24,11 +24,12 @@ struct Trace {  // what a chain computed: outputs of each layer, and inputs of e
 };
 
 inline void activate(Activation activation, float* x, float* before, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) {
-    const vec y = load(x + i);
-    if (activation == Activation::tanh) store(x + i, hyperbolic_tangent(y));
-    if (activation == Activation::relu) store(x + i, y > 0.0f ? y : (y != y ? y : vec{}));
-    if (activation == Activation::silu) store(before + i, y), store(x + i, y * sigmoid(y));
+  if (activation == Activation::tanh) apply([](const auto& y) { return hyperbolic_tangent(y); }, x, n);
+  if (activation == Activation::relu)
+    for (int64_t i = 0; i < n; i += W) store(x + i, larger(load(x + i), vec{}));
+  if (activation == Activation::silu) {
+    for (int64_t i = 0; i < n; i += W) store(before + i, load(x + i));
+    apply([](const auto& y) { return y * sigmoid(y); }, x, n);
   }
 }
 
@@ -36,7 +37,7 @@ inline void slope(Activation activation, const float* output, const float* befor
   for (int64_t i = 0; i < n; i += W) {
     const vec y = load(output + i), d = load(delta + i);
     if (activation == Activation::tanh) store(delta + i, d - d * y * y);
-    if (activation == Activation::relu) store(delta + i, y > 0.0f ? d : (d != d ? d : vec{}));
+    if (activation == Activation::relu) store(delta + i, y > 0.0f ? d : vec{});
     if (activation == Activation::silu) {
       const vec x = load(before + i), s = sigmoid(x);
       store(delta + i, d * (s + y * (1.0f - s)));
@@ -80,12 +81,7 @@ inline void backward(const Chain& chain, const float* parameters, const float* i
     }
     float* into = sums + layer.sums;
     product({delta, block, 1}, layer.outputs, block, turned, row, into, row, row, nullptr, true);
-    float* bias = into + layer.outputs * row;
-    for (int o = 0; o < layer.outputs; ++o) {
-      vec total = load(delta + int64_t{o} * block);
-      for (int b = W; b < block; b += W) total += load(delta + int64_t{o} * block + b);
-      bias[o] += sum(total);
-    }
+    add_row_sums(delta, layer.outputs, block, into + layer.outputs * row);
     if (l == 0 && input_delta == nullptr) return;
     float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
     product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,

@@ -316,8 +316,9 @@ NB_MODULE(_native, m) {
            "entropy_weight"_a, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "noise"_a, "mask"_a.none(), "choice"_a.none(),
            "action"_a.none(), "log_prob"_a, "threads"_a)
-      .def("values", &Network::values);
-  m.def("adam", &adam);
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
+  m.def("adam", &adam, "parameters"_a, "gradient"_a, "first"_a, "second"_a, "learning_rate"_a, "step"_a, "max_norm"_a,
+        "beta_1"_a, "beta_2"_a, "epsilon"_a, "threads"_a);
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels->name); });
   m.def("use_instruction_set", &use_instruction_set);

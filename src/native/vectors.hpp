@@ -4,8 +4,11 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 #define UPSLOPE_W 16
 #define UPSLOPE_ROWS 6
 #define UPSLOPE_COLUMNS 4
@@ -31,8 +34,18 @@ inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
 inline vec all(float x) { return x - vec{}; }
 inline ints bits(vec x) { return reinterpret_cast<ints&>(x); }
 inline vec floats(ints x) { return reinterpret_cast<vec&>(x); }
-inline vec smaller(vec a, vec b) { return b < a ? b : a; }  // of NaN and a number, a
+// Of NaN and a number, `a`: these instructions return their second operand then. (The forms with a mask that lets all
+// pass spare a warning of GCC 12.)
+#if defined(__AVX512F__)
+inline vec smaller(vec a, vec b) { return _mm512_maskz_min_ps(0xffff, b, a); }
+inline vec larger(vec a, vec b) { return _mm512_maskz_max_ps(0xffff, b, a); }
+#elif defined(__AVX2__)
+inline vec smaller(vec a, vec b) { return _mm256_min_ps(b, a); }
+inline vec larger(vec a, vec b) { return _mm256_max_ps(b, a); }
+#else
+inline vec smaller(vec a, vec b) { return b < a ? b : a; }
 inline vec larger(vec a, vec b) { return b > a ? b : a; }
+#endif
 
 inline float sum(vec x) {  // in a fixed order: halves are added to each other
   float part[W];
@@ -51,31 +64,74 @@ inline vec reciprocal(vec x) {
 #endif
 }
 
-// ---------------------------------------------------------------- exp, log, tanh
-// y = n ln 2 + r, |r| <= ln 2 / 2; e^r - 1 by its Taylor series to r^7, whose rest is below 2e-8 of it.
-struct Power {
-  vec expm1;  // e^r - 1
-  vec scale;  // 2^n
+// ---------------------------------------------------------------- several vectors at once
+// A long chain of operations on one vector leaves the processor waiting; four chains side by side take half the time.
+constexpr int N = 4;
+struct Group {
+  vec part[N];
 };
 
-inline Power power(vec y) {
+template <class F>
+inline Group each(F f, const Group& a) {
+  return {f(a.part[0]), f(a.part[1]), f(a.part[2]), f(a.part[3])};
+}
+template <class F>
+inline Group each(F f, const Group& a, const Group& b) {
+  return {f(a.part[0], b.part[0]), f(a.part[1], b.part[1]), f(a.part[2], b.part[2]), f(a.part[3], b.part[3])};
+}
+inline Group operator+(const Group& a, const Group& b) { return each([](vec x, vec y) { return x + y; }, a, b); }
+inline Group operator*(const Group& a, const Group& b) { return each([](vec x, vec y) { return x * y; }, a, b); }
+inline Group operator-(const Group& a, const Group& b) { return each([](vec x, vec y) { return x - y; }, a, b); }
+inline Group operator+(const Group& a, float b) { return each([b](vec x) { return x + b; }, a); }
+inline Group operator*(const Group& a, float b) { return each([b](vec x) { return x * b; }, a); }
+inline Group reciprocal(const Group& a) { return each([](vec x) { return reciprocal(x); }, a); }
+
+inline vec within(vec x, float low, float high) { return smaller(larger(x, all(low)), all(high)); }
+inline Group within(const Group& a, float low, float high) {
+  return each([=](vec x) { return within(x, low, high); }, a);
+}
+inline vec to_exponent(vec x) { return floats(bits(x) << 23); }
+inline Group to_exponent(const Group& a) { return each([](vec x) { return to_exponent(x); }, a); }
+
+// ---------------------------------------------------------------- exp, log, tanh
+// y = n ln 2 + r, |r| <= ln 2 / 2; e^r - 1 by its Taylor series to r^7, whose rest is below 2e-8 of it.
+template <class T>
+struct Power {
+  T expm1;  // e^r - 1
+  T scale;  // 2^n
+};
+
+template <class T>
+inline Power<T> power(const T& y) {
   constexpr float magic = 12582912.0f + 127.0f;  // adding it rounds to a whole number, left in the low bits
-  const vec shifted = y * 1.44269504f + magic;
-  const vec n = shifted - magic;
-  const vec r = (y - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: the first product is exact
-  vec p = r * (1.0f / 5040) + (1.0f / 720);
+  const T shifted = y * 1.44269504f + magic;
+  const T n = shifted + -magic;
+  const T r = y + n * -0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts: the first product is exact
+  T p = r * (1.0f / 5040) + (1.0f / 720);
   p = p * r + (1.0f / 120);
   p = p * r + (1.0f / 24);
   p = p * r + (1.0f / 6);
   p = p * r + 0.5f;
-  return {p * (r * r) + r, floats(bits(shifted) << 23)};
+  return {p * (r * r) + r, to_exponent(shifted)};
+}
+
+template <class T>
+inline T hyperbolic_tangent(const T& x) {  // (e^2x - 1) / (e^2x + 1), accurate also near 0
+  const Power<T> e = power(within(x * 2.0f, -20.0f, 20.0f));
+  const T t = e.expm1 * e.scale + (e.scale + -1.0f);
+  return t * reciprocal(t + 2.0f);
+}
+
+template <class T>
+inline T sigmoid(const T& x) {
+  const Power<T> e = power(within(x * -1.0f, -87.0f, 87.0f));
+  return reciprocal(e.expm1 * e.scale + e.scale + 1.0f);
 }
 
 inline vec exponential(vec y) {  // 0 below the smallest normal number, infinity above the largest
-  const Power e = power(smaller(larger(y, all(-87.0f)), all(88.3f)));
-  const vec finite = e.expm1 * e.scale + e.scale;
+  const auto e = power(within(y, -87.0f, 88.3f));
   const vec infinite = all(__builtin_inff());
-  return y < -87.0f ? vec{} : (y > 88.3f ? infinite : finite);
+  return y < -87.0f ? vec{} : (y > 88.3f ? infinite : e.expm1 * e.scale + e.scale);
 }
 
 inline vec logarithm(vec x) {  // of positive normal numbers: ln m + e ln 2, ln m = 2 artanh((m - 1) / (m + 1))
@@ -88,15 +144,14 @@ inline vec logarithm(vec x) {  // of positive normal numbers: ln m + e ln 2, ln 
   return __builtin_convertvector(e, vec) * 0.693147181f + (f * g * p + 2.0f * f);
 }
 
-inline vec hyperbolic_tangent(vec x) {  // (e^2x - 1) / (e^2x + 1), accurate also near 0
-  const Power e = power(smaller(larger(2.0f * x, all(-20.0f)), all(20.0f)));
-  const vec t = e.expm1 * e.scale + (e.scale - 1.0f);
-  return t * reciprocal(t + 2.0f);
-}
-
-inline vec sigmoid(vec x) {
-  const Power e = power(smaller(larger(-x, all(-87.0f)), all(87.0f)));
-  return reciprocal(1.0f + (e.expm1 * e.scale + e.scale));
+// x[i] = f(x[i]) for n numbers, a multiple of W, four vectors at a time.
+template <class F>
+inline void apply(F f, float* x, int64_t n) {
+  for (; n >= N * W; n -= N * W, x += N * W) {
+    const Group y = f(Group{load(x), load(x + W), load(x + 2 * W), load(x + 3 * W)});
+    for (int i = 0; i < N; ++i) store(x + i * W, y.part[i]);
+  }
+  for (; n > 0; n -= W, x += W) store(x, f(load(x)));
 }
 
 // ---------------------------------------------------------------- matrices
@@ -137,8 +192,11 @@ inline void band(const Strided& a, int depth, const float* v, int64_t v_row, flo
 // c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
 inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
                     int64_t columns, const float* bias, bool add) {
-  constexpr int R = UPSLOPE_ROWS;
+  constexpr int R = UPSLOPE_ROWS, TALL = 2 * R;
   int r = 0;
+  if (columns == W)  // one vector a row: more rows at once keep the adders busy
+    for (; r + TALL <= rows; r += TALL, a.data += TALL * a.row, c += TALL * c_row)
+      tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
   for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row) {
     band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
   }
@@ -181,6 +239,19 @@ inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t
       exchange_all<W / 2>(x);
       for (int k = 0; k < W; ++k) store(to + (j + k) * to_row + i, x[k]);
     }
+}
+
+// to[r] += the sum of row r, for rows [rows][columns]; `to` has room for a multiple of W.
+inline void add_row_sums(const float* from, int rows, int columns, float* to) {
+  for (int r = 0; r < rows; r += W, from += W * columns, to += W) {
+    vec part[W] = {};
+    for (int i = 0; i < W && r + i < rows; ++i)
+      for (int c = 0; c < columns; c += W) part[i] += load(from + i * columns + c);
+    exchange_all<W / 2>(part);
+    vec total = load(to);
+    for (int i = 0; i < W; ++i) total += part[i];
+    store(to, total);
+  }
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ class AgentConfig:
     device: str = "cpu"
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
-    """What takes the optimisation steps: auto or torch."""
+    """What takes the optimisation steps: torch, native (C++), or auto, which is native if it can."""
 
 
 POSITIVE_INTEGERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length")
@@ -58,7 +58,7 @@ SWITCHES = (
     "normalize_reward",
     "recompute_advantage",
 )
-CHOICES: dict[str, Iterable[str]] = {"engine": ("auto", "torch")}
+CHOICES: dict[str, Iterable[str]] = {"engine": ("auto", "torch", "native")}
 
 Config = TypeVar("Config", bound=AgentConfig)
 

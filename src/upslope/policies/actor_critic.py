@@ -9,8 +9,8 @@ Every policy gives the same three things, so that an algorithm's page needs no b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import torch
@@ -27,6 +27,14 @@ class Rows(Protocol):
 
     observation: Tensor
     action: Tensor
+
+
+class Perceptrons(NamedTuple):
+    """A policy that is nothing else: head(actor(trunk(s))), and critic(trunk(s)) the value."""
+
+    trunk: Iterable[nn.Module]
+    actor: Iterable[nn.Module]
+    critic: Iterable[nn.Module]
 
 
 class ActorCritic(nn.Module):
@@ -49,6 +57,16 @@ class ActorCritic(nn.Module):
         distribution = self.distribution(batch.observation)
         value = self.value(batch.observation)
         return distribution.log_prob(batch.action), distribution.entropy(), value
+
+    def act(self, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw an action for each row of `observation` [B, ...]; returns it and ln pi(a|s), [B]."""
+        distribution = self.distribution(observation)
+        action = distribution.sample(generator)
+        return action, distribution.log_prob(action)
+
+    def perceptrons(self) -> Perceptrons | None:
+        """Return what the policy is made of, if it is perceptrons over one Box and nothing else."""
+        return None
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that pi depends on: those whose gradient is the policy gradient."""
@@ -84,6 +102,10 @@ class MlpActorCritic(ActorCritic):
 
     def _rows(self, observation: Tensor) -> Tensor:
         return observation.reshape(-1, self.inputs).float()
+
+    def perceptrons(self) -> Perceptrons:
+        """Return the two networks; nothing is shared."""
+        return Perceptrons((), self.actor, self.critic)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the actor and its head."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from upslope.rollout.buffer import Rollout
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.stream import Step, Stream, final_info
 from upslope.seeding import derive32
+
+Act = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 RECENT_EPISODES = 100
 ROWS_AT_ONCE = 16_384
@@ -57,8 +59,14 @@ class Collector:
         # (return, length in steps, score or NaN) of the episodes that ended last
         self.recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_EPISODES)
 
-    def collect(self, policy: ActorCritic, generator: torch.Generator) -> Rollout:
-        """Step the environments T times under the policy; returns the filled rollout."""
+    def collect(
+        self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
+    ) -> Rollout:
+        """Step the environments T times under the policy; returns the filled rollout.
+
+        `act` is another form of `policy.act`, such as an engine's.
+        """
+        act = act or policy.act
         rollout, device = self.rollout, next(policy.parameters()).device
         saved, self._saved = self._saved, None
         if self.segment < 0 or self._segment_is_over() or saved == {}:
@@ -70,9 +78,7 @@ class Collector:
             for t in range(rollout.n_steps):
                 rollout.observation[t] = self.observation
                 observation = torch.from_numpy(rollout.observation[t]).to(device)
-                distribution = policy.distribution(observation)
-                action = distribution.sample(generator)
-                rollout.log_prob[t] = distribution.log_prob(action)
+                action, rollout.log_prob[t] = act(observation, generator)
                 rollout.action[t] = action.cpu().numpy()
                 self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
         rollout.last_observation[:] = self.observation
@@ -260,17 +266,20 @@ def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
+def evaluate_values(
+    policy: ActorCritic, rollout: Rollout, evaluate: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Fill `value` and `next_value` of a rollout: v(s_t), and v of the true next observation.
 
     next_value is 0 where the episode terminated and v(s_T), of the observation it was cut in, where
-    it was truncated.
+    it was truncated. `evaluate` is another form of `policy.value`, such as an engine's.
     """
+    evaluate = evaluate or policy.value
     device = next(policy.parameters()).device
 
     def value(observation: np.ndarray) -> Tensor:
         rows = torch.from_numpy(observation).to(device)
-        return torch.cat([policy.value(part) for part in rows.split(ROWS_AT_ONCE)]).cpu()
+        return torch.cat([evaluate(part) for part in rows.split(ROWS_AT_ONCE)]).cpu()
 
     n_steps, n_envs = rollout.n_steps, rollout.n_envs
     flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])

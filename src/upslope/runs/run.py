@@ -192,9 +192,12 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
             "the run and its schedules go on to there"
         )
     torch.set_num_threads(threads)
-    for name, now in made_with().items():
+    now_with = made_with() | {"engine": agent.engine.rounding}
+    for name, now in now_with.items():
         if before.get(name) != now:
-            say(f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for bit the same")
+            say(
+                f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for bit the same"
+            )
     say(f"going on from {newest.path.name} ({agent.num_timesteps:,} steps)")
     return agent
 
