@@ -119,7 +119,7 @@ class Network {
                   double entropy_weight, int threads) {
     const int64_t m = observation.shape(0), rows = index.shape(0);
     check(parameters.shape(0), observation.shape(1));
-    need(gradient.shape(0) == parameters.shape(0) && metrics.shape(0) == METRICS, "gradient or metrics of another size");
+    need(gradient.shape(0) == parameters.shape(0) && metrics.shape(0) >= METRICS, "gradient or metrics of another size");
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
     for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");

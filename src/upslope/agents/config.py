@@ -44,7 +44,7 @@ class AgentConfig:
     device: str = "cpu"
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
-    """What takes the optimisation steps: torch, native (C++), or auto, which is native if it can."""
+    """What takes the optimisation steps: torch, native (C++), or auto: native where it applies."""
 
 
 POSITIVE_INTEGERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length")

@@ -8,6 +8,7 @@ are added in another order than torch's, always the same one, whatever the numbe
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ class NativeEngine(TorchEngine):
         self._value, self._gradient = flat.value.numpy(), flat.gradient.numpy()
         self._moments = flat.first_moment.numpy(), flat.second_moment.numpy()
         self._loss: tuple[Loss, Coefficients | str] | None = None
+        self._kind: type | None = None  # of the last batch; its fields; its tensors and arrays
+        self._names: list[str] = []
         self._batch: tuple[list[Tensor | None], dict[str, Any] | str] | None = None
 
     # -- a step --------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ class NativeEngine(TorchEngine):
                 reasons = [each for each in (how, arrays) if isinstance(each, str)]
                 raise refused([*reasons, "some parameters need no gradient"][0])
             return super().step(loss, batch, index, learning_rate, chunks)
-        total, found = self.flat.zero_gradient(), np.zeros(5)
+        total, found = self.flat.zero_gradient(), np.zeros(6)  # five metrics, and the norm
         rows = len(index) if chunks is None else sum(len(chunk) for chunk in chunks)
         wanted: dict[str, Any] = arrays | {
             "total_rows": rows,
@@ -125,9 +128,10 @@ class NativeEngine(TorchEngine):
                 run(self._value, own.numpy(), found, index=chunk.numpy(), **wanted)
                 total += own
                 torch.mul(own[: self.flat.leading_size], rows / len(chunk), out=kept)
+        found[5] = self._descend(learning_rate)
+        numbers = torch.from_numpy(found.astype(np.float32)).unbind()
         names = METRICS[how.surrogate]
-        numbers = torch.from_numpy(np.append(found[: len(names)], self._descend(learning_rate)))
-        return dict(zip((*names, "gradient_norm"), numbers.float().unbind(), strict=True))
+        return dict(zip(names, numbers, strict=False)) | {"gradient_norm": numbers[5]}
 
     def _descend(self, learning_rate: float) -> float:
         """Clip the gradient and take Adam's step; returns the norm."""
@@ -207,16 +211,15 @@ class NativeEngine(TorchEngine):
 
         Kept while the batch's tensors are the same ones.
         """
-        if not dataclasses.is_dataclass(batch):
-            return f"its batch is a {type(batch).__name__}"
-        names = [field.name for field in dataclasses.fields(batch)]
-        tensors = [getattr(batch, name) for name in names]
-        if (
-            self._batch is None
-            or len(self._batch[0]) != len(tensors)
-            or any(old is not new for old, new in zip(self._batch[0], tensors, strict=True))
-        ):
-            self._batch = tensors, self._read(dict(zip(names, tensors, strict=True)))
+        kind = type(batch)
+        if kind is not self._kind:
+            if not dataclasses.is_dataclass(batch):
+                return f"its batch is a {kind.__name__}"
+            self._batch = None
+            self._kind, self._names = kind, [field.name for field in dataclasses.fields(batch)]
+        tensors = [getattr(batch, name) for name in self._names]
+        if self._batch is None or not all(map(operator.is_, self._batch[0], tensors)):
+            self._batch = tensors, self._read(dict(zip(self._names, tensors, strict=True)))
         return self._batch[1]
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any] | str:
