@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import gymnasium
-import torch
 from torch import nn
 
 from upslope.engine.flat import FlatParameters
@@ -50,8 +49,6 @@ def structure_of(policy: ActorCritic, flat: FlatParameters) -> Structure:
     parts = policy.perceptrons()
     if parts is None:
         raise Unfit("the policy is not made of perceptrons over a Box")
-    if not all(parameter.dtype == torch.float32 for parameter in flat.parameters):
-        raise Unfit("the parameters are not float32")
     begins: dict[int, int] = {}
     at = 0
     for parameter in flat.parameters:
