@@ -71,17 +71,20 @@ inline void backward(const Chain& chain, const float* parameters, const float* i
                      Workspace& work) {
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
-    const int64_t row = padded(layer.inputs);
     if (layer.activation != Activation::none)
       slope(layer.activation, trace.output[l], trace.before[l], delta, int64_t{layer.outputs} * block);
-    const float* turned = l == 0 ? input_turned : nullptr;
-    if (turned == nullptr) {
-      transpose(l == 0 ? input : trace.output[l - 1], block, row, block, work.turned, row);
-      turned = work.turned;
+    const int64_t row = layer.row();
+    const float* below_output = l == 0 ? input : trace.output[l - 1];
+    if (layer.by_input()) {
+      transpose(delta, block, row, block, work.turned, row);
+      product({below_output, block, 1}, layer.inputs, block, work.turned, row, sums + layer.sums, row, row, nullptr, true);
+    } else {
+      const bool known = l == 0 && input_turned != nullptr;
+      if (!known) transpose(below_output, block, row, block, work.turned, row);
+      product({delta, block, 1}, layer.outputs, block, known ? input_turned : work.turned, row, sums + layer.sums, row,
+              row, nullptr, true);
     }
-    float* into = sums + layer.sums;
-    product({delta, block, 1}, layer.outputs, block, turned, row, into, row, row, nullptr, true);
-    add_row_sums(delta, layer.outputs, block, into + layer.outputs * row);
+    add_row_sums(delta, layer.outputs, block, sums + layer.bias_sums());
     if (l == 0 && input_delta == nullptr) return;
     float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
     product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,

@@ -189,7 +189,7 @@ class Network {
       need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
            "the layers do not fit each other");
       into.push_back({in, out, Activation(activation), weight, bias, plan_.sums});
-      plan_.sums += padded(out * padded(in)) + padded(out);
+      plan_.sums = into.back().bias_sums() + padded(out);
       plan_.features += out * (Activation(activation) == Activation::silu ? 2 : 1);
       plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
       parameters_ = std::max({parameters_, weight + int64_t{out} * in, bias + out});
@@ -249,14 +249,21 @@ class Network {
       for (const Layer& layer : *each) layers.push_back(&layer);
     auto work = [&](int task, int) {
       const Layer& layer = *layers[task];
-      const int64_t row = padded(layer.inputs);
-      if (row == layer.inputs) {
-        part(layer.sums, row * layer.outputs, gradient + layer.weight);
+      float* weight = gradient + layer.weight;
+      if (layer.by_input()) {
+        std::vector<float> total(layer.outputs);
+        for (int i = 0; i < layer.inputs; ++i) {
+          std::fill(total.begin(), total.end(), 0.0f);
+          part(layer.sums + i * layer.row(), layer.outputs, total.data());
+          for (int o = 0; o < layer.outputs; ++o) weight[int64_t{o} * layer.inputs + i] += total[o];
+        }
+      } else if (layer.row() == layer.inputs) {
+        part(layer.sums, layer.row() * layer.outputs, weight);
       } else {
-        for (int o = 0; o < layer.outputs; ++o)
-          part(layer.sums + o * row, layer.inputs, gradient + layer.weight + int64_t{o} * layer.inputs);
+        for (int64_t o = 0; o < layer.outputs; ++o)
+          part(layer.sums + o * layer.row(), layer.inputs, weight + o * layer.inputs);
       }
-      part(layer.sums + layer.outputs * row, layer.outputs, gradient + layer.bias);
+      part(layer.bias_sums(), layer.outputs, gradient + layer.bias);
     };
     in_parallel(int(layers.size()), plan_.sums > 20000 ? threads : 1, work);
     if (plan_.gaussian()) part(plan_.log_std_sums, plan_.size, gradient + plan_.log_std);

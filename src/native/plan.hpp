@@ -22,7 +22,11 @@ struct Layer {
   int inputs, outputs;
   Activation activation;
   int64_t weight, bias;  // where they begin in the flat parameters; the weight is [outputs][inputs]
-  int64_t sums = 0;      // where the padded gradient begins: [outputs][padded(inputs)], then [outputs]
+  int64_t sums = 0;      // where the padded gradient begins: [outputs][row()] or [inputs][row()], then [outputs]
+  // Where padding few inputs would waste most of the work, the weight's gradient is kept the other way round.
+  bool by_input() const { return 2 * inputs <= padded(inputs) + LINE && outputs >= LINE; }
+  int64_t row() const { return padded(by_input() ? outputs : inputs); }
+  int64_t bias_sums() const { return sums + row() * (by_input() ? inputs : outputs); }
 };
 
 using Chain = std::vector<Layer>;
