@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml or constraints.txt
-# change. `make` alone lists the targets.
+# Every target sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml, constraints.txt or
+# the native engine's source change. `make` alone lists the targets.
 PYTHON ?= python3
 WORKERS ?= 2
 
@@ -50,7 +50,7 @@ clean: ## remove .venv and what the tools leave; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt CMakeLists.txt
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/native/*)
 	@command -v $(PYTHON) >/dev/null || { echo "Upslope needs Python 3.11 or newer, and there is no '$(PYTHON)' here. Name yours: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Upslope needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

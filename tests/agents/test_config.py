@@ -36,7 +36,7 @@ WRONG = {
     "recompute_advantage": ["no"],
     "policy_kwargs": [[("net_arch", 3)], 3],
     "device": ["cpuu", 3.5, "xpu:77"],
-    "engine": ["native", None, "Torch"],
+    "engine": ["jax", None, "Torch"],
 }
 RIGHT = {
     "n_envs": [1],

@@ -25,7 +25,7 @@ from upslope.agents.config import Config, make_config
 from upslope.agents.evaluation import Best, evaluate_policy
 from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
-from upslope.engine.torch_engine import TorchEngine
+from upslope.engine.native_engine import make_engine
 from upslope.errors import ArgumentError, CheckpointError
 from upslope.policies.actor_critic import make_policy
 from upslope.rollout.buffer import Rollout
@@ -78,7 +78,7 @@ class Agent(Generic[Config]):
         self.policy = make_policy(
             policy, *spaces, generator=generator(seed, "weights"), **config.policy_kwargs
         ).to(self.device)
-        self.engine = TorchEngine(self.policy, max_grad_norm=config.max_grad_norm)
+        self.engine = make_engine(config.engine, self.policy, max_grad_norm=config.max_grad_norm)
         self.collector = self._make_collector()
         self.iteration = 0
         self.num_timesteps = 0
@@ -191,7 +191,7 @@ class Agent(Generic[Config]):
         """Collect one rollout and update on it; returns the metrics of both."""
         seed = self.config.seed
         draws = generator(seed, "act", self.iteration, device=self.device)
-        rollout = self.collector.collect(self.policy, draws)
+        rollout = self.collector.collect(self.policy, draws, self.engine.act)
         metrics = self.update(rollout) if rollout.n_valid else {}
         self.num_timesteps += rollout.n_valid
         self.iteration += 1

@@ -50,7 +50,7 @@ class AgentConfig:
     device: str = "cpu"
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
-    """What takes the optimisation steps: auto or torch."""
+    """What takes the optimisation steps: torch, native (C++), or auto: native where it applies."""
 
 
 POSITIVE_INTEGERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length")
@@ -66,7 +66,7 @@ SWITCHES = (
     "recompute_advantage",
 )
 CHOICES: dict[str, Iterable[str | None]] = {
-    "engine": ("auto", "torch"),
+    "engine": ("auto", "torch", "native"),
     "policy": (None, *POLICIES),
 }
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from upslope.agents.agent import Agent
 from upslope.agents.config import AgentConfig
 from upslope.agents.schedules import Schedule, value_at
+from upslope.engine.twins import twin
 from upslope.losses.policy import clipped_surrogate
 from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
@@ -61,6 +62,7 @@ class PPOConfig(AgentConfig):
     """Estimate advantages anew in each epoch (Andrychowicz et al. 2021, section 3.5); slower."""
 
 
+@twin("clipped")
 def ppo_loss(
     policy: ActorCritic,
     batch: Batch,
@@ -139,7 +141,7 @@ class PPO(Agent[PPOConfig]):
 
     def estimate_advantage(self, rollout: Rollout) -> Batch:
         """Fill in A_t by generalised advantage estimation, and G_t = A_t + v(s_t)."""
-        evaluate_values(self.policy, rollout)
+        evaluate_values(self.policy, rollout, self.engine.value)
         rollout.advantage = gae(
             torch.from_numpy(rollout.reward),
             rollout.value,

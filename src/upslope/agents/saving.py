@@ -59,7 +59,7 @@ def state_of(agent: Agent[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "engine_steps": agent.engine.steps,
         "best": best if math.isfinite(agent.best.mean) else None,
         "experience": numbers,
-        "made_with": made_with(),
+        "made_with": made_with() | {"engine": agent.engine.rounding},
     }
     return tensors, meta
 

@@ -49,6 +49,8 @@ class TorchEngine:
         self.adam_eps = adam_eps
         self.steps = 0
         self.chunk_gradients = torch.zeros(0, self.flat.leading_size)
+        self.rounding = "torch"  # whose sums: what an exact resume must not change
+        self.description = "torch"
 
     def step(
         self,
@@ -73,16 +75,34 @@ class TorchEngine:
         else:
             metrics = self._accumulate(loss, batch, chunks)
         norm = torch.linalg.vector_norm(gradient)
-        if not math.isfinite(float(norm)):
-            raise NotFiniteError(
-                f"the gradient of optimisation step {self.steps + 1} is not finite (norm "
-                f"{float(norm)}): the weights were left as they were before it"
-            )
+        self.check_finite(float(norm))
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
             gradient.mul_(self.max_grad_norm / norm)
         self._adam(learning_rate)
         metrics["gradient_norm"] = norm
         return metrics
+
+    def check_finite(self, norm: float) -> None:
+        """Raise NotFiniteError unless the norm of the step's gradient is finite."""
+        if not math.isfinite(norm):
+            raise NotFiniteError(
+                f"the gradient of optimisation step {self.steps + 1} is not finite (norm {norm}): "
+                "the weights were left as they were before it"
+            )
+
+    def act(
+        self,
+        observation: Tensor,
+        generator: torch.Generator,
+        memory: Tensor,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw an action for each row of `observation` [B, ...]: see `ActorCritic.act`."""
+        return self.policy.act(observation, generator, memory, mask)
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Return v(s), [B]."""
+        return self.policy.value(observation)
 
     def _accumulate(
         self, loss: Loss, batch: Indexable, chunks: Sequence[Tensor]

@@ -17,8 +17,8 @@ legal, or None; `memory` is [B, memory_size], of no columns where the policy has
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import torch
@@ -42,6 +42,14 @@ class Rows(Protocol):
     action: Tensor
     action_mask: Tensor | None
     sequences: Sequences | None
+
+
+class Perceptrons(NamedTuple):
+    """A policy that is nothing else: head(actor(trunk(s))), and critic(trunk(s)) the value."""
+
+    trunk: Iterable[nn.Module]
+    actor: Iterable[nn.Module]
+    critic: Iterable[nn.Module]
 
 
 class ActorCritic(nn.Module):
@@ -75,6 +83,25 @@ class ActorCritic(nn.Module):
         """Return log pi(a|s), H(pi(.|s)) and v(s), each [B]."""
         distribution, value = self.both(batch.observation, batch.action_mask, batch.sequences)
         return distribution.log_prob(batch.action), distribution.entropy(), value
+
+    def act(
+        self,
+        observation: Tensor,
+        generator: torch.Generator,
+        memory: Tensor,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw an action for each row of `observation` [B, ...].
+
+        Returns the actions, ln pi(a|s) [B], and the memory to go on with.
+        """
+        distribution, memory = self.step(observation, memory, mask)
+        action = distribution.sample(generator)
+        return action, distribution.log_prob(action), memory
+
+    def perceptrons(self) -> Perceptrons | None:
+        """Return what the policy is made of, if it is perceptrons over one Box and nothing else."""
+        return None
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that pi depends on: those whose gradient is the policy gradient."""
@@ -155,6 +182,14 @@ class NetworkActorCritic(ActorCritic):
             return self.head(self.actor(features), mask)
         latent = self.actor[:-1](features)
         return self.head(self.actor[-1](latent), mask, latent)
+
+    def perceptrons(self) -> Perceptrons | None:
+        """Return the two networks, which share nothing; None with memory or more than one Box."""
+        space, head = self.features.layout.space, self.head
+        plain = isinstance(space, gymnasium.spaces.Box) and not len(self.features.networks)
+        if self.memory is not None or not plain or head.scale != "parameter" or head.squash:
+            return None
+        return Perceptrons((), self.actor, self.critic)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all but the critic."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from upslope.rollout.buffer import Rollout
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.stream import Step, Stream, final_info
 from upslope.seeding import derive32
+
+Act = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 RECENT_EPISODES = 100
 
@@ -60,8 +62,14 @@ class Collector:
         # (return, length in steps, score or NaN) of the episodes that ended last
         self.recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_EPISODES)
 
-    def collect(self, policy: ActorCritic, generator: torch.Generator) -> Rollout:
-        """Step the environments T times under the policy; returns the filled rollout."""
+    def collect(
+        self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
+    ) -> Rollout:
+        """Step the environments T times under the policy; returns the filled rollout.
+
+        `act` is another form of `policy.act`, such as an engine's.
+        """
+        act = act or policy.act
         rollout, device = self.rollout, next(policy.parameters()).device
         saved, self._saved = self._saved, None
         if self.segment < 0 or self._segment_is_over() or saved == {}:
@@ -75,10 +83,9 @@ class Collector:
             for t in range(rollout.n_steps):
                 rollout.observation[t] = self.observation
                 observation = torch.from_numpy(rollout.observation[t]).to(device)
-                mask = self._recorded_mask(t)
-                distribution, memory = policy.step(observation, self.memory.to(device), mask)
-                action = distribution.sample(generator)
-                rollout.log_prob[t] = distribution.log_prob(action)
+                mask = self._recorded_mask(t, device)
+                memory = self.memory.to(device)
+                action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
                 rollout.action[t] = action.cpu().numpy()
                 self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
                 if rollout.recurrent:
@@ -90,7 +97,7 @@ class Collector:
             self.actions.append(rollout.action.copy())
         return rollout
 
-    def _recorded_mask(self, t: int) -> Tensor | None:
+    def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
         mask, rollout = self.stream.action_mask, self.rollout
         if mask is None or not self.use_action_masks:
@@ -98,7 +105,7 @@ class Collector:
         if rollout.action_mask is None:
             rollout.action_mask = np.ones((rollout.n_steps, *mask.shape), bool)
         rollout.action_mask[t] = mask
-        return torch.from_numpy(mask).to(rollout.log_prob.device)
+        return torch.from_numpy(mask).to(device)
 
     def _remember(self, t: int, memory: Tensor) -> None:
         """Keep what the policy remembers after step t, and nothing where an episode begins."""

@@ -17,10 +17,12 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float = 
     A minibatch of one row, or of equal advantages, becomes 0: it says nothing about direction.
     """
     out = torch.zeros_like(advantage)
-    for index in minibatches:
-        part = advantage[index]
+    order = torch.cat(list(minibatches))
+    gathered = advantage[order]
+    for part in gathered.split([len(index) for index in minibatches]):
         deviation, mean = torch.std_mean(part, correction=0)
-        out[index] = (part - mean) / (deviation + eps)
+        part.sub_(mean).div_(deviation + eps)
+    out[order] = gathered
     return out
 
 

@@ -6,6 +6,8 @@ truncated; elsewhere it is the value of the following row
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,11 +20,14 @@ ROWS_AT_ONCE = 16_384
 
 
 @torch.inference_mode()
-def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
+def evaluate_values(
+    policy: ActorCritic, rollout: Rollout, evaluate: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Fill `value` and `next_value` of a rollout: v(s_t), and v of the true next observation.
 
     next_value is 0 where the episode terminated and v(s_T), of the observation it was cut in, where
-    it was truncated.
+    it was truncated. `evaluate` is another form of `policy.value` without memory, such as an
+    engine's.
     """
     n_steps, n_envs = rollout.n_steps, rollout.n_envs
     flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
@@ -33,7 +38,7 @@ def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
         found = _recurrent_values(policy, rollout, torch.cat([now, after]))
         value, rest = found[: len(flat)], found[len(flat) :]
     else:
-        value, rest = _values(policy, now), _values(policy, after)
+        value, rest = (_values(policy, evaluate or policy.value, rows) for rows in (now, after))
     rollout.value.copy_(value.view(n_steps, n_envs))
     rollout.next_value[:-1] = rollout.value[1:]
     rollout.next_value[-1] = rest[:n_envs]
@@ -44,9 +49,11 @@ def evaluate_values(policy: ActorCritic, rollout: Rollout) -> None:
     rollout.next_value[torch.from_numpy(rollout.terminated)] = 0
 
 
-def _values(policy: ActorCritic, observation: Tensor) -> Tensor:
+def _values(
+    policy: ActorCritic, evaluate: Callable[[Tensor], Tensor], observation: Tensor
+) -> Tensor:
     device = next(policy.parameters()).device
-    return torch.cat([policy.value(p.to(device)).cpu() for p in observation.split(ROWS_AT_ONCE)])
+    return torch.cat([evaluate(p.to(device)).cpu() for p in observation.split(ROWS_AT_ONCE)])
 
 
 def _recurrent_values(policy: ActorCritic, rollout: Rollout, observation: Tensor) -> Tensor:

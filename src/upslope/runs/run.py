@@ -105,6 +105,7 @@ def train(
     """
     with locked(folder), StopSignals() as signals:
         agent = resumed(folder, config, agent or make_agent(config), say)
+        say(f"engine: {agent.engine.description}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
@@ -192,12 +193,10 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
             "the run and its schedules go on to there"
         )
     torch.set_num_threads(threads)
-    for name, now in made_with().items():
-        if before.get(name) != now:
-            say(
-                f"{name} was {before.get(name)} and is {now}: the run goes on, but not bit for "
-                "bit the same"
-            )
+    for name, now in (made_with() | {"engine": agent.engine.rounding}).items():
+        was = before.get(name)
+        if was != now:
+            say(f"{name} was {was} and is {now}: the run goes on, but not bit for bit the same")
     say(f"going on from {newest.path.name} ({agent.num_timesteps:,} steps)")
     return agent
 

@@ -1,0 +1,313 @@
+// A block of samples through the networks, forward, into the loss, and back. See plan.hpp for the layout.
+#pragma once
+
+#include "plan.hpp"
+#include "vectors.hpp"
+
+namespace {
+
+using namespace upslope;
+
+struct Scratch {  // hands out pieces of one allocation
+  float* next;
+  float* take(int64_t floats) {
+    float* piece = next;
+    next += padded(floats);
+    return piece;
+  }
+};
+
+// ---------------------------------------------------------------- a chain of layers
+struct Trace {  // what a chain computed: outputs of each layer, and inputs of each silu, [features][block]
+  float* output[64];
+  float* before[64];
+};
+
+inline void activate(Activation activation, float* x, float* before, int64_t n) {
+  if (activation == Activation::tanh) apply([](const auto& y) { return hyperbolic_tangent(y); }, x, n);
+  if (activation == Activation::relu)
+    for (int64_t i = 0; i < n; i += W) store(x + i, larger(load(x + i), vec{}));
+  if (activation == Activation::silu) {
+    for (int64_t i = 0; i < n; i += W) store(before + i, load(x + i));
+    apply([](const auto& y) { return y * sigmoid(y); }, x, n);
+  }
+}
+
+inline void slope(Activation activation, const float* output, const float* before, float* delta, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) {
+    const vec y = load(output + i), d = load(delta + i);
+    if (activation == Activation::tanh) store(delta + i, d - d * y * y);
+    if (activation == Activation::relu) store(delta + i, y > 0.0f ? d : vec{});
+    if (activation == Activation::silu) {
+      const vec x = load(before + i), s = sigmoid(x);
+      store(delta + i, d * (s + y * (1.0f - s)));
+    }
+  }
+}
+
+inline const float* forward(const Chain& chain, const float* parameters, const float* input, int block, Trace& trace,
+                            Scratch& scratch) {
+  for (size_t l = 0; l < chain.size(); ++l) {
+    const Layer& layer = chain[l];
+    const int64_t size = int64_t{layer.outputs} * block;
+    float* output = trace.output[l] = scratch.take(size);
+    trace.before[l] = layer.activation == Activation::silu ? scratch.take(size) : nullptr;
+    product({parameters + layer.weight, layer.inputs, 1}, layer.outputs, layer.inputs, input, block, output, block,
+            block, parameters + layer.bias, false);
+    if (layer.activation != Activation::none) activate(layer.activation, output, trace.before[l], size);
+    input = output;
+  }
+  return input;
+}
+
+struct Workspace {  // of a backward pass
+  float *turned, *first, *second;
+};
+
+// Adds the gradients of a chain's parameters to `sums`, given `delta`, that of its output, which is overwritten. Where
+// `input_delta` is given, the gradient of the chain's input is put there, or added.
+inline void backward(const Chain& chain, const float* parameters, const float* input, const float* input_turned,
+                     const Trace& trace, float* delta, float* input_delta, bool add, int block, float* sums,
+                     Workspace& work) {
+  for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
+    const Layer& layer = chain[l];
+    if (layer.activation != Activation::none)
+      slope(layer.activation, trace.output[l], trace.before[l], delta, int64_t{layer.outputs} * block);
+    const int64_t row = layer.row();
+    const float* below_output = l == 0 ? input : trace.output[l - 1];
+    if (layer.by_input()) {
+      transpose(delta, block, row, block, work.turned, row);
+      product({below_output, block, 1}, layer.inputs, block, work.turned, row, sums + layer.sums, row, row, nullptr, true);
+    } else {
+      const bool known = l == 0 && input_turned != nullptr;
+      if (!known) transpose(below_output, block, row, block, work.turned, row);
+      product({delta, block, 1}, layer.outputs, block, known ? input_turned : work.turned, row, sums + layer.sums, row,
+              row, nullptr, true);
+    }
+    add_row_sums(delta, layer.outputs, block, sums + layer.bias_sums());
+    if (l == 0 && input_delta == nullptr) return;
+    float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
+    product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,
+            nullptr, l == 0 && add);
+    delta = below;
+  }
+}
+
+// ---------------------------------------------------------------- the head: log-probability, entropy, their gradients
+struct Sample {     // one block of what a loss reads besides the head's numbers, [.][block]
+  float *weight;    // 1 / rows, or 0 past the last row
+  float *action;    // [actions][block], a choice as a number
+  float *allowed;   // [size][block], 1 or 0; null without masks
+  float *old_log_prob, *old_value, *advantage, *target;
+};
+
+inline vec allowed_logit(const float* logit, const float* allowed, int64_t at) {
+  const vec z = load(logit + at);
+  return allowed == nullptr ? z : (load(allowed + at) > 0.0f ? z : all(-__builtin_inff()));
+}
+
+// ln of the sum of e^z over one categorical's n logits, of W samples
+inline vec log_sum_exp(const float* logit, const float* allowed, int n, int block) {
+  vec top = allowed_logit(logit, allowed, 0), total{};
+  for (int a = 1; a < n; ++a) top = larger(top, allowed_logit(logit, allowed, int64_t{a} * block));
+  for (int a = 0; a < n; ++a) total += exponential(allowed_logit(logit, allowed, int64_t{a} * block) - top);
+  return top + logarithm(total);
+}
+
+struct Judged {
+  vec log_prob, entropy;
+};
+
+inline Judged judge_choices(const Plan& plan, const float* logit, const Sample& sample, int block, int column,
+                            float* normalizer, float* entropies) {
+  Judged found{};
+  int64_t from = column;
+  for (size_t k = 0; k < plan.choices.size(); from += int64_t{plan.choices[k]} * block, ++k) {
+    const float* allowed = sample.allowed ? sample.allowed + from : nullptr;
+    const vec choice = load(sample.action + int64_t(k) * block + column);
+    const vec lse = log_sum_exp(logit + from, allowed, plan.choices[k], block);
+    vec entropy{};
+    for (int a = 0; a < plan.choices[k]; ++a) {
+      const vec log_prob = allowed_logit(logit + from, allowed, int64_t{a} * block) - lse;
+      const vec term = exponential(log_prob) * log_prob;
+      entropy -= log_prob > -1e30f ? term : (log_prob != log_prob ? term : vec{});
+      found.log_prob += choice == float(a) ? log_prob : vec{};
+    }
+    found.entropy += entropy;
+    store(normalizer + k * block + column, lse);
+    store(entropies + k * block + column, entropy);
+  }
+  return found;
+}
+
+// d/dlogit of (slope ln pi(a) - weight H), each sample's; entropy_slope = -weight
+inline void back_choices(const Plan& plan, const float* logit, const Sample& sample, int block, int column,
+                         const float* normalizer, const float* entropies, vec slope, vec weight, float* delta) {
+  int64_t from = column;
+  for (size_t k = 0; k < plan.choices.size(); from += int64_t{plan.choices[k]} * block, ++k) {
+    const float* allowed = sample.allowed ? sample.allowed + from : nullptr;
+    const vec choice = load(sample.action + int64_t(k) * block + column);
+    const vec lse = load(normalizer + k * block + column), entropy = load(entropies + k * block + column);
+    for (int a = 0; a < plan.choices[k]; ++a) {
+      const vec log_prob = allowed_logit(logit + from, allowed, int64_t{a} * block) - lse;
+      const vec p = exponential(log_prob);
+      const vec of_entropy = log_prob > -1e30f ? weight * p * (log_prob + entropy) : vec{};
+      store(delta + from + int64_t{a} * block, slope * ((choice == float(a) ? all(1.0f) : vec{}) - p) + of_entropy);
+    }
+  }
+}
+
+constexpr float LOG_SQRT_2_PI = 0.918938533f;
+
+inline Judged judge_gaussian(const Plan& plan, const float* parameters, const float* mean, const Sample& sample,
+                             int block, int column) {
+  Judged found{};
+  for (int i = 0; i < plan.size; ++i) {
+    const int64_t at = int64_t{i} * block + column;
+    const vec log_std = all(parameters[plan.log_std + i]);
+    const vec z = (load(sample.action + at) - load(mean + at)) * exponential(-log_std);
+    found.log_prob += -0.5f * z * z - log_std - LOG_SQRT_2_PI;
+    found.entropy += log_std + (0.5f + LOG_SQRT_2_PI);
+  }
+  return found;
+}
+
+inline void back_gaussian(const Plan& plan, const float* parameters, const float* mean, const Sample& sample, int block,
+                          int column, vec slope, vec weight, float* delta, float* sums) {
+  for (int i = 0; i < plan.size; ++i) {
+    const int64_t at = int64_t{i} * block + column;
+    const vec inverse = exponential(all(-parameters[plan.log_std + i]));
+    const vec z = (load(sample.action + at) - load(mean + at)) * inverse;
+    store(delta + at, slope * z * inverse);
+    sums[plan.log_std_sums + i] += sum(slope * (z * z - 1.0f) - weight);
+  }
+}
+
+// ---------------------------------------------------------------- the loss
+// Of W samples: adds to the metrics, and returns dL/d ln pi(a); `value_slope` is dL/dv.
+inline vec lose(const Loss& loss, const Sample& sample, int column, const Judged& judged, vec value, vec* metrics,
+                vec& value_slope) {
+  const vec weight = load(sample.weight + column), advantage = load(sample.advantage + column);
+  vec slope, surrogate;
+  if (loss.surrogate == Surrogate::clipped) {
+    const vec log_ratio = judged.log_prob - load(sample.old_log_prob + column);
+    const vec ratio = exponential(smaller(log_ratio, all(20.0f)));  // e^20: as losses/policy.py
+    const vec kept = ratio * advantage;
+    const vec clipped = smaller(larger(ratio, all(loss.ratio_low)), all(loss.ratio_high)) * advantage;
+    surrogate = clipped < kept ? -clipped : -kept;
+    slope = clipped < kept ? vec{} : -kept;
+    const vec whole = exponential(log_ratio), moved = whole - 1.0f;
+    metrics[APPROX_KL] += weight > 0.0f ? weight * (moved - log_ratio) : vec{};
+    const vec distance = moved < 0.0f ? -moved : moved;
+    metrics[CLIP_FRACTION] += distance > loss.clip_range ? weight : vec{};
+  } else {
+    surrogate = -judged.log_prob * advantage;
+    slope = -advantage;
+  }
+  const vec error = value - load(sample.target + column);
+  vec squared = error * error, error_slope = 2.0f * error;
+  if (loss.clip_value) {
+    const vec old = load(sample.old_value + column), change = value - old;
+    const vec kept = smaller(larger(change, all(-loss.value_range)), all(loss.value_range));
+    const vec clipped = old + kept - load(sample.target + column), other = clipped * clipped;
+    const vec share = squared > other ? all(1.0f) : (squared == other ? all(0.5f) : vec{});
+    const vec inside = kept == change ? all(1.0f) : vec{};
+    error_slope = squared != squared ? squared : share * error_slope + (1.0f - share) * inside * (2.0f * clipped);
+    squared = larger(squared, other);
+  }
+  metrics[POLICY_LOSS] += weight > 0.0f ? weight * surrogate : vec{};
+  metrics[VALUE_LOSS] += weight > 0.0f ? weight * squared : vec{};
+  metrics[ENTROPY] += weight > 0.0f ? weight * judged.entropy : vec{};
+  value_slope = weight > 0.0f ? loss.value_weight * weight * error_slope : vec{};
+  return weight > 0.0f ? weight * slope : vec{};
+}
+
+// ---------------------------------------------------------------- a block of rows of a batch
+struct Input {
+  const float *turned, *block;  // [block][padded(inputs)] and [inputs][block]
+};
+
+inline Input gather(const Plan& plan, const float* observation, const int64_t* index, int rows, int block,
+                    Scratch& scratch) {
+  const int64_t row = padded(plan.inputs);
+  float *turned = scratch.take(row * block), *by_feature = scratch.take(row * block);
+  for (int64_t i = 0; i < row * block; ++i) turned[i] = 0;
+  for (int b = 0; b < rows; ++b) {
+    const float* from = observation + (index ? index[b] : b) * plan.inputs;
+    for (int i = 0; i < plan.inputs; ++i) turned[b * row + i] = from[i];
+  }
+  transpose(turned, row, block, row, by_feature, block);
+  return {turned, by_feature};
+}
+
+inline float* column_of(const float* from, const int64_t* index, int rows, int block, Scratch& scratch) {
+  float* to = scratch.take(block);
+  for (int b = 0; b < block; ++b) to[b] = b < rows && from ? from[index[b]] : 0.0f;
+  return to;
+}
+
+inline Sample gather_sample(const Plan& plan, const Loss& loss, const Batch& batch, const int64_t* index, int rows,
+                            int block, Scratch& scratch) {
+  Sample found;
+  found.weight = scratch.take(block);
+  for (int b = 0; b < block; ++b) found.weight[b] = b < rows ? loss.sample_weight : 0.0f;
+  const int actions = plan.actions();
+  found.action = scratch.take(int64_t{actions} * block);
+  for (int k = 0; k < actions; ++k)
+    for (int b = 0; b < block; ++b) {
+      const int64_t at = b < rows ? index[b] * actions + k : 0;
+      found.action[k * block + b] =
+          b >= rows ? 0.0f : (plan.gaussian() ? batch.action[at] : static_cast<float>(batch.choice[at]));
+    }
+  found.allowed = batch.mask ? scratch.take(int64_t{plan.size} * block) : nullptr;
+  if (batch.mask)
+    for (int a = 0; a < plan.size; ++a)
+      for (int b = 0; b < block; ++b)
+        found.allowed[a * block + b] = b < rows && !batch.mask[index[b] * plan.size + a] ? 0.0f : 1.0f;
+  found.old_log_prob = column_of(batch.old_log_prob, index, rows, block, scratch);
+  found.old_value = column_of(batch.old_value, index, rows, block, scratch);
+  found.advantage = column_of(batch.advantage, index, rows, block, scratch);
+  found.target = column_of(batch.target, index, rows, block, scratch);
+  return found;
+}
+
+// Adds the gradient of the rows `index` to `sums` (padded), and their metrics.
+inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch,
+                              const int64_t* index, int rows, int block, float* sums, double* metrics, Scratch scratch) {
+  const Input input = gather(plan, batch.observation, index, rows, block, scratch);
+  const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
+  Trace trunk, actor, critic;
+  const float* seen = forward(plan.trunk, parameters, input.block, block, trunk, scratch);
+  const float* numbers = forward(plan.actor, parameters, seen, block, actor, scratch);
+  const float* value = forward(plan.critic, parameters, seen, block, critic, scratch);
+
+  const int64_t width = padded(plan.widest) * block;
+  Workspace work{scratch.take(width), scratch.take(width), scratch.take(width)};
+  float *head_delta = scratch.take(int64_t{plan.size} * block), *value_delta = scratch.take(block);
+  float* normalizer = scratch.take(int64_t{plan.actions()} * block);
+  float* entropies = scratch.take(int64_t{plan.actions()} * block);
+  vec totals[METRICS] = {};
+  for (int c = 0; c < block; c += W) {
+    const Judged judged = plan.gaussian() ? judge_gaussian(plan, parameters, numbers, sample, block, c)
+                                          : judge_choices(plan, numbers, sample, block, c, normalizer, entropies);
+    vec value_slope;
+    const vec slope = lose(loss, sample, c, judged, load(value + c), totals, value_slope);
+    const vec weight = loss.entropy_weight * load(sample.weight + c);
+    store(value_delta + c, value_slope);
+    if (plan.gaussian())
+      back_gaussian(plan, parameters, numbers, sample, block, c, slope, weight, head_delta, sums);
+    else
+      back_choices(plan, numbers, sample, block, c, normalizer, entropies, slope, weight, head_delta);
+  }
+  for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
+
+  const bool shared = !plan.trunk.empty();
+  const float* turned = shared ? nullptr : input.turned;
+  float* trunk_delta = shared ? scratch.take(int64_t{plan.trunk.back().outputs} * block) : nullptr;
+  backward(plan.actor, parameters, seen, turned, actor, head_delta, trunk_delta, false, block, sums, work);
+  backward(plan.critic, parameters, seen, turned, critic, value_delta, trunk_delta, true, block, sums, work);
+  if (shared)
+    backward(plan.trunk, parameters, input.block, input.turned, trunk, trunk_delta, nullptr, false, block, sums, work);
+}
+
+}  // namespace

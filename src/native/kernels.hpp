@@ -1,0 +1,123 @@
+// The kernels of one instruction set; the file that includes this names them with UPSLOPE_KERNELS.
+#pragma once
+
+#include "blocks.hpp"
+
+namespace {
+
+void gradient(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index,
+              int rows, int block, float* sums, double* metrics, float* scratch) {
+  for (int b = 0; b < rows; b += block) {
+    const int here = rows - b < block ? rows - b : block;
+    gradient_of_block(plan, loss, parameters, batch, index + b, here, block, sums, metrics, Scratch{scratch});
+  }
+}
+
+void act(const Plan& plan, const float* parameters, const float* observation, const float* noise, const uint8_t* mask,
+         int rows, int64_t* choice, float* action, float* log_prob, float* scratch_floats) {
+  Scratch scratch{scratch_floats};
+  Trace trace;
+  const int block = rows <= LINE ? LINE : BLOCK;
+  const Input input = gather(plan, observation, nullptr, rows, block, scratch);
+  const float* seen = forward(plan.trunk, parameters, input.block, block, trace, scratch);
+  const float* numbers = forward(plan.actor, parameters, seen, block, trace, scratch);
+  Sample sample{};
+  sample.action = scratch.take(int64_t{plan.actions()} * block);
+  float* drawn = scratch.take(int64_t{plan.size} * block);  // the noise, [size][block]
+  sample.allowed = mask ? scratch.take(int64_t{plan.size} * block) : nullptr;
+  for (int a = 0; a < plan.size; ++a)
+    for (int b = 0; b < block; ++b) {
+      drawn[a * block + b] = b < rows ? noise[int64_t{b} * plan.size + a] : 1.0f;
+      if (mask) sample.allowed[a * block + b] = b < rows && !mask[int64_t{b} * plan.size + a] ? 0.0f : 1.0f;
+    }
+  float* normalizer = scratch.take(int64_t{plan.actions()} * block);
+  float* entropies = scratch.take(int64_t{plan.actions()} * block);
+  float* found = scratch.take(block);
+  for (int c = 0; c < block; c += W) {
+    if (plan.gaussian()) {
+      for (int i = 0; i < plan.size; ++i) {
+        const int64_t at = int64_t{i} * block + c;
+        store(sample.action + at, load(numbers + at) + exponential(all(parameters[plan.log_std + i])) * load(drawn + at));
+      }
+      store(found + c, judge_gaussian(plan, parameters, numbers, sample, block, c).log_prob);
+      continue;
+    }
+    int64_t from = c;  // the exponential race: argmax of p_a / E_a
+    for (size_t k = 0; k < plan.choices.size(); from += int64_t{plan.choices[k]} * block, ++k) {
+      const float* allowed = mask ? sample.allowed + from : nullptr;
+      const vec lse = log_sum_exp(numbers + from, allowed, plan.choices[k], block);
+      vec best = all(-1.0f), winner{};
+      for (int a = 0; a < plan.choices[k]; ++a) {
+        const int64_t at = int64_t{a} * block;
+        const vec speed = exponential(allowed_logit(numbers + from, allowed, at) - lse) / load(drawn + from + at);
+        winner = speed > best ? all(float(a)) : winner;
+        best = larger(best, speed);
+      }
+      store(sample.action + int64_t(k) * block + c, winner);
+    }
+    store(found + c, judge_choices(plan, numbers, sample, block, c, normalizer, entropies).log_prob);
+  }
+  const int actions = plan.actions();
+  for (int b = 0; b < rows; ++b) {
+    log_prob[b] = found[b];
+    for (int k = 0; k < actions; ++k) {
+      const float taken = sample.action[k * block + b];
+      if (plan.gaussian())
+        action[int64_t{b} * actions + k] = taken;
+      else
+        choice[int64_t{b} * actions + k] = static_cast<int64_t>(taken);
+    }
+  }
+}
+
+void values(const Plan& plan, const float* parameters, const float* observation, int rows, float* value,
+            float* scratch_floats) {
+  Scratch scratch{scratch_floats};
+  Trace trace;
+  const int block = rows <= LINE ? LINE : BLOCK;
+  const Input input = gather(plan, observation, nullptr, rows, block, scratch);
+  const float* seen = forward(plan.trunk, parameters, input.block, block, trace, scratch);
+  const float* found = forward(plan.critic, parameters, seen, block, trace, scratch);
+  for (int b = 0; b < rows; ++b) value[b] = found[b];
+}
+
+void add(const float* const* slices, int count, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    vec total = load(slices[0] + i);
+    for (int s = 1; s < count; ++s) total += load(slices[s] + i);
+    store(out + i, load(out + i) + total);
+  }
+  for (; i < n; ++i) {
+    float total = slices[0][i];
+    for (int s = 1; s < count; ++s) total += slices[s][i];
+    out[i] += total;
+  }
+}
+
+double square(const float* x, int64_t n) {
+  vec total{};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) total += load(x + i) * load(x + i);
+  double found = sum(total);
+  for (; i < n; ++i) found += x[i] * x[i];
+  return found;
+}
+
+void adam(const Adam& a, int64_t n, float* __restrict gradient, float* __restrict first, float* __restrict second,
+          float* __restrict parameters) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = gradient[i] = gradient[i] * a.scale;
+    first[i] += (1 - a.beta_1) * (g - first[i]);
+    second[i] = second[i] * a.beta_2 + (1 - a.beta_2) * (g * g);
+    const float denominator = __builtin_sqrtf(second[i]) * a.root_correction + a.epsilon;
+    parameters[i] -= a.learning_rate * (first[i] / denominator);
+  }
+}
+
+}  // namespace
+
+namespace upslope {
+extern const Kernels UPSLOPE_KERNELS;
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME, gradient, act, values, add, square, adam};
+}  // namespace upslope

@@ -1,0 +1,332 @@
+// The native engine as Python sees it: a network over flat parameters, its gradient, acting, values; Adam; GAE.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "plan.hpp"
+#include "pool.hpp"
+
+namespace nb = nanobind;
+using namespace upslope;
+using namespace nb::literals;
+
+namespace {
+
+template <class T, class... Rest>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rest...>;
+template <class T>
+using Vector = Array<T, nb::ndim<1>>;
+template <class T>
+using Rows = Array<T, nb::ndim<2>>;
+template <class T>
+using Given = std::optional<Array<T>>;  // actions are int64 for choices, float32 for numbers; masks may be absent
+
+// ---------------------------------------------------------------- instruction sets
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> found;
+#ifdef UPSLOPE_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512_kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
+#endif
+  found.push_back(&portable_kernels);
+  return found;
+}
+
+const Kernels* kernels = available().front();
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* each : available()) names.push_back(each->name);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const Kernels* each : available())
+    if (each->name == name) {
+      kernels = each;
+      return;
+    }
+  throw std::invalid_argument("this processor has no " + name);
+}
+
+// ---------------------------------------------------------------- memory
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+Floats zeros(int64_t n) {
+  const size_t bytes = padded(std::max<int64_t>(n, 1)) * sizeof(float);
+  auto* p = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (p == nullptr) throw std::bad_alloc();
+  std::fill_n(p, bytes / sizeof(float), 0.0f);
+  return Floats(p);
+}
+
+void need(bool fine, const char* what) {
+  if (!fine) throw std::invalid_argument(what);
+}
+
+// ---------------------------------------------------------------- the network
+using LayerTuple = std::tuple<int, int, int, int64_t, int64_t>;  // inputs, outputs, activation, weight, bias
+
+class Network {
+ public:
+  Network(int inputs, const std::vector<LayerTuple>& trunk, const std::vector<LayerTuple>& actor,
+          const std::vector<LayerTuple>& critic, const std::vector<int>& choices, int64_t log_std) {
+    plan_.inputs = inputs;
+    plan_.widest = inputs;
+    plan_.choices = choices;
+    plan_.log_std = log_std;
+    const int seen = chain(trunk, plan_.trunk, inputs);
+    plan_.size = chain(actor, plan_.actor, seen);
+    need(chain(critic, plan_.critic, seen) == 1, "the critic must end in one number");
+    need(!actor.empty() && !critic.empty(), "actor and critic need a layer each");
+    int total = 0;
+    for (const int n : choices) need(n > 0, "a choice is of at least one action"), total += n;
+    need(choices.empty() ? log_std >= 0 : total == plan_.size, "the head does not fit the actor");
+    plan_.log_std_sums = plan_.sums;
+    if (choices.empty()) {
+      plan_.sums += padded(plan_.size);
+      parameters_ = std::max(parameters_, log_std + plan_.size);
+    }
+    plan_.widest = std::max<int64_t>(plan_.widest, plan_.size);
+  }
+
+  // gradient += the gradient of the loss over the rows `index`, each weighing 1 / total_rows; metrics likewise.
+  void accumulate(Vector<const float> parameters, Vector<float> gradient, Vector<double> metrics,
+                  Rows<const float> observation, Given<const int64_t> choice, Given<const float> action,
+                  Given<const bool> mask, Vector<const float> old_log_prob,
+                  Vector<const float> old_value, Vector<const float> advantage, Vector<const float> target,
+                  Vector<const int64_t> index, int64_t total_rows, bool clipped,
+                  std::tuple<double, double, double> ratio, double value_range, double value_weight,
+                  double entropy_weight, int threads) {
+    const int64_t m = observation.shape(0), rows = index.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    need(gradient.shape(0) == parameters.shape(0) && metrics.shape(0) >= METRICS, "gradient or metrics of another size");
+    for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
+      need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
+    for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");
+    Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
+                target.data()};
+    need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
+    batch.action = rows_of(action, m, plan_.size);
+    batch.choice = rows_of(choice, m, plan_.actions());
+    batch.mask = reinterpret_cast<const uint8_t*>(rows_of(mask, m, plan_.size));
+    const auto [low, high, range] = ratio;
+    const Loss loss{clipped ? Surrogate::clipped : Surrogate::plain,
+                    float(low),
+                    float(high),
+                    float(range),
+                    value_range >= 0,
+                    float(value_range),
+                    float(value_weight),
+                    float(entropy_weight),
+                    float(1.0 / double(total_rows))};
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    run(loss, parameters.data(), batch, index.data(), rows, gradient.data(), metrics.data(), threads);
+  }
+
+  void act(Vector<const float> parameters, Rows<const float> observation, Rows<const float> noise,
+           Given<const bool> mask, Given<int64_t> choice, Given<float> action, Vector<float> log_prob, int threads) {
+    const int64_t rows = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    need(int64_t(noise.shape(0)) == rows && noise.shape(1) == size_t(plan_.size), "noise has another shape");
+    need(int64_t(log_prob.shape(0)) == rows, "log_prob has another number of rows");
+    float* numbers = rows_of(action, rows, plan_.size);
+    int64_t* choices = rows_of(choice, rows, plan_.actions());
+    need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
+    const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, plan_.size));
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    prepare(threads);
+    auto work = [&](int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK;
+      kernels->act(plan_, parameters.data(), observation.data() + from * plan_.inputs, noise.data() + from * plan_.size,
+                   allowed ? allowed + from * plan_.size : nullptr, int(std::min<int64_t>(BLOCK, rows - from)),
+                   choices ? choices + from * plan_.actions() : nullptr, numbers ? numbers + from * plan_.size : nullptr,
+                   log_prob.data() + from, scratch_[worker].get());
+    };
+    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+  void values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
+    const int64_t rows = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    need(int64_t(value.shape(0)) == rows, "value has another number of rows");
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    prepare(threads);
+    auto work = [&](int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK;
+      kernels->values(plan_, parameters.data(), observation.data() + from * plan_.inputs,
+                      int(std::min<int64_t>(BLOCK, rows - from)), value.data() + from, scratch_[worker].get());
+    };
+    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+ private:
+  int chain(const std::vector<LayerTuple>& tuples, Chain& into, int inputs) {
+    need(tuples.size() <= 64, "at most 64 layers in a row");
+    for (const auto& [in, out, activation, weight, bias] : tuples) {
+      need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
+           "the layers do not fit each other");
+      into.push_back({in, out, Activation(activation), weight, bias, plan_.sums});
+      plan_.sums = into.back().bias_sums() + padded(out);
+      plan_.features += out * (Activation(activation) == Activation::silu ? 2 : 1);
+      plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
+      parameters_ = std::max({parameters_, weight + int64_t{out} * in, bias + out});
+      inputs = out;
+    }
+    return inputs;
+  }
+
+  void check(size_t parameters, size_t inputs) const {
+    need(int64_t(parameters) >= parameters_, "fewer parameters than the layers name");
+    need(int64_t(inputs) == plan_.inputs, "observation has another width");
+  }
+
+  template <class T>
+  static T* rows_of(const Given<T>& given, int64_t rows, int64_t width) {
+    if (!given) return nullptr;
+    need(given->ndim() > 0 && int64_t(given->shape(0)) == rows && int64_t(given->size()) == rows * width,
+         "action or mask has another shape");
+    return given->data();
+  }
+
+  void prepare(int threads) {
+    while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
+  }
+
+  // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
+  // added in order. Neither cut depends on the number of threads, so the result does not either.
+  void run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
+           float* gradient, double* metrics, int threads) {
+    const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
+    const int64_t blocks = (rows + block - 1) / block;
+    const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
+    const int64_t slices = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, fit});
+    prepare(threads);
+    while (int64_t(sums_.size()) < slices) sums_.push_back(zeros(plan_.sums));
+    std::vector<double> found(slices * METRICS, 0.0);
+    auto work = [&](int slice, int worker) {
+      const int64_t from = blocks * slice / slices * block, to = std::min(blocks * (slice + 1) / slices * block, rows);
+      std::fill_n(sums_[slice].get(), plan_.sums, 0.0f);
+      kernels->gradient(plan_, loss, parameters, batch, index + from, int(to - from), block, sums_[slice].get(),
+                        &found[slice * METRICS], scratch_[worker].get());
+    };
+    in_parallel(int(slices), threads, work);
+    for (int64_t i = 0; i < slices * METRICS; ++i) metrics[i % METRICS] += found[i];
+    join(int(slices), gradient, threads);
+  }
+
+  void join(int slices, float* gradient, int threads) {
+    std::vector<const float*> from(slices);
+    auto part = [&](int64_t sums, int64_t n, float* out) {
+      std::vector<const float*> moved(slices);
+      for (int s = 0; s < slices; ++s) moved[s] = sums_[s].get() + sums;
+      kernels->add(moved.data(), slices, n, out);
+    };
+    std::vector<const Layer*> layers;
+    for (const Chain* each : {&plan_.trunk, &plan_.actor, &plan_.critic})
+      for (const Layer& layer : *each) layers.push_back(&layer);
+    auto work = [&](int task, int) {
+      const Layer& layer = *layers[task];
+      float* weight = gradient + layer.weight;
+      if (layer.by_input()) {
+        std::vector<float> total(layer.outputs);
+        for (int i = 0; i < layer.inputs; ++i) {
+          std::fill(total.begin(), total.end(), 0.0f);
+          part(layer.sums + i * layer.row(), layer.outputs, total.data());
+          for (int o = 0; o < layer.outputs; ++o) weight[int64_t{o} * layer.inputs + i] += total[o];
+        }
+      } else if (layer.row() == layer.inputs) {
+        part(layer.sums, layer.row() * layer.outputs, weight);
+      } else {
+        for (int64_t o = 0; o < layer.outputs; ++o)
+          part(layer.sums + o * layer.row(), layer.inputs, weight + o * layer.inputs);
+      }
+      part(layer.bias_sums(), layer.outputs, gradient + layer.bias);
+    };
+    in_parallel(int(layers.size()), plan_.sums > 20000 ? threads : 1, work);
+    if (plan_.gaussian()) part(plan_.log_std_sums, plan_.size, gradient + plan_.log_std);
+  }
+
+  Plan plan_{};
+  int64_t parameters_ = 0;  // at least as many are needed
+  std::mutex mutex_;
+  std::vector<Floats> scratch_, sums_;
+};
+
+// ---------------------------------------------------------------- Adam
+constexpr int64_t PIECE = 1 << 14;
+
+// Clips the gradient to max_norm (0: never) and takes step number `step`; returns the norm before clipping. A norm that
+// is not finite changes nothing.
+double adam(Vector<float> parameters, Vector<float> gradient, Vector<float> first, Vector<float> second,
+            double learning_rate, int64_t step, double max_norm, double beta_1, double beta_2, double epsilon,
+            int threads) {
+  const int64_t n = parameters.shape(0);
+  for (const auto* each : {&gradient, &first, &second}) need(int64_t(each->shape(0)) == n, "buffers differ in size");
+  const nb::gil_scoped_release released;
+  const int pieces = int((n + PIECE - 1) / PIECE);
+  std::vector<double> squares(pieces);
+  auto measure = [&](int p, int) {
+    squares[p] = kernels->square(gradient.data() + p * PIECE, std::min(PIECE, n - p * PIECE));
+  };
+  in_parallel(pieces, threads, measure);
+  double norm = 0;
+  for (const double each : squares) norm += each;
+  norm = std::sqrt(norm);
+  if (!std::isfinite(norm) || step < 1) return norm;
+  const Adam settings{float(learning_rate / (1 - std::pow(beta_1, double(step)))),
+                      float(beta_1),
+                      float(beta_2),
+                      float(1 / std::sqrt(1 - std::pow(beta_2, double(step)))),
+                      float(epsilon),
+                      max_norm > 0 && norm > max_norm ? float(max_norm / norm) : 1.0f};
+  auto move = [&](int p, int) {
+    const int64_t at = p * PIECE;
+    kernels->adam(settings, std::min(PIECE, n - at), gradient.data() + at, first.data() + at, second.data() + at,
+                  parameters.data() + at);
+  };
+  in_parallel(pieces, threads, move);
+  return norm;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<Network>(m, "Network")
+      .def(nb::init<int, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&,
+                    const std::vector<int>&, int64_t>())
+      .def("accumulate", &Network::accumulate, "parameters"_a, "gradient"_a, "metrics"_a, "observation"_a,
+           "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a, "advantage"_a,
+           "target"_a, "index"_a, "total_rows"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
+           "entropy_weight"_a, "threads"_a)
+      .def("act", &Network::act, "parameters"_a, "observation"_a, "noise"_a, "mask"_a.none(), "choice"_a.none(),
+           "action"_a.none(), "log_prob"_a, "threads"_a)
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
+  m.def("adam", &adam, "parameters"_a, "gradient"_a, "first"_a, "second"_a, "learning_rate"_a, "step"_a, "max_norm"_a,
+        "beta_1"_a, "beta_2"_a, "epsilon"_a, "threads"_a);
+  m.def("instruction_sets", &instruction_sets);
+  m.def("instruction_set", [] { return std::string(kernels->name); });
+  m.def("use_instruction_set", &use_instruction_set);
+}

@@ -1,0 +1,104 @@
+// What the kernels are told: a policy's layers, a batch's arrays, a loss's coefficients. Plain data, the same for every
+// instruction set.
+//
+// A block of samples is kept feature by feature, [feature][sample]: vectors run over samples, so that no width has to be
+// a multiple of anything, weights are read where torch has them, and a loss is written for one sample.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace upslope {
+
+constexpr int BLOCK = 64;  // samples that go forward and backward together, in cache
+constexpr int LINE = 16;   // floats in a line of cache: rows of a weight's gradient are padded to it
+
+constexpr int64_t padded(int64_t n) { return (n + LINE - 1) / LINE * LINE; }
+
+enum class Activation { none, tanh, relu, silu };
+
+struct Layer {
+  int inputs, outputs;
+  Activation activation;
+  int64_t weight, bias;  // where they begin in the flat parameters; the weight is [outputs][inputs]
+  int64_t sums = 0;      // where the padded gradient begins: [outputs][row()] or [inputs][row()], then [outputs]
+  // Where padding few inputs would waste most of the work, the weight's gradient is kept the other way round.
+  bool by_input() const { return 2 * inputs <= padded(inputs) + LINE && outputs >= LINE; }
+  int64_t row() const { return padded(by_input() ? outputs : inputs); }
+  int64_t bias_sums() const { return sums + row() * (by_input() ? inputs : outputs); }
+};
+
+using Chain = std::vector<Layer>;
+
+// trunk -> (actor -> the head's numbers, critic -> v); an empty trunk passes the observation on.
+struct Plan {
+  int inputs;
+  Chain trunk, actor, critic;
+  std::vector<int> choices;  // sizes of the categoricals; empty for a diagonal Gaussian
+  int size;                  // numbers of the head: logits or means
+  int64_t log_std;           // where a Gaussian's log sigma begins in the flat parameters
+  int64_t log_std_sums = 0;
+  int64_t sums = 0;      // floats in a padded gradient
+  int64_t widest = 0;    // of all layers and the observation
+  int64_t features = 0;  // of all layers together, those before a silu counted twice
+  bool gaussian() const { return choices.empty(); }
+  int actions() const { return gaussian() ? size : static_cast<int>(choices.size()); }
+};
+
+// Rows of experience, row-major; what a loss does not read may be null.
+struct Batch {
+  const float* observation;     // [M][inputs]
+  const int64_t* choice;        // [M][actions]
+  const float* action;          // [M][size], of a Gaussian
+  const uint8_t* mask;          // [M][size], 1 where an action is allowed, or null
+  const float* old_log_prob;    // [M]
+  const float* old_value;       // [M]
+  const float* advantage;       // [M]
+  const float* target;          // [M]
+};
+
+enum class Surrogate { clipped, plain };
+
+struct Loss {
+  Surrogate surrogate;
+  float ratio_low, ratio_high;  // where the ratio is clipped
+  float clip_range;             // what `clip_fraction` counts
+  bool clip_value;
+  float value_range;
+  float value_weight, entropy_weight;
+  float sample_weight;  // 1 / rows of the minibatch
+};
+
+enum Metric { POLICY_LOSS, VALUE_LOSS, ENTROPY, APPROX_KL, CLIP_FRACTION, METRICS };
+
+struct Adam {
+  float learning_rate, beta_1, beta_2, root_correction, epsilon;  // rate and root are already corrected for bias
+  float scale;                                                    // of the gradient, below 1 where it is clipped
+};
+
+// One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
+struct Kernels {
+  const char* name;
+  void (*gradient)(const Plan&, const Loss&, const float* parameters, const Batch&, const int64_t* index, int rows,
+                   int block, float* sums, double* metrics, float* scratch);
+  void (*act)(const Plan&, const float* parameters, const float* observation, const float* noise, const uint8_t* mask,
+              int rows, int64_t* choice, float* action, float* log_prob, float* scratch);
+  void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
+                 float* scratch);
+  void (*add)(const float* const* slices, int count, int64_t n, float* out);  // out[i] += sum over slices
+  double (*square)(const float* x, int64_t n);
+  void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
+};
+
+inline int64_t scratch_floats(const Plan& plan) {
+  const int64_t head = 3 * plan.size + 4 * plan.actions() + 16;
+  return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs) + head) + 4096;
+}
+
+extern const Kernels portable_kernels;
+#ifdef UPSLOPE_X86
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace upslope

@@ -1,0 +1,113 @@
+#include "pool.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+
+namespace upslope {
+namespace {
+
+constexpr int MOST_THREADS = 256;
+constexpr int SPINS = 4000;  // some 20 to 100 microseconds of looking for work before a thread sleeps
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// What is to be done is one number: which call (24 bits), threads it takes (8), tasks (16), next task (16). A task is
+// taken by exchanging the whole number, so that a thread that was late for one call cannot take a task of the next.
+struct Ticket {
+  uint64_t bits;
+  uint64_t call() const { return bits >> 40; }
+  int threads() const { return bits >> 32 & 0xff; }
+  int tasks() const { return bits >> 16 & 0xffff; }
+  int next() const { return bits & 0xffff; }
+};
+
+class Pool {
+ public:
+  void run(int tasks, int threads, void (*work)(void*, int, int), void* context) {
+    while (started_ < threads - 1) std::thread(&Pool::serve, this, ++started_).detach();
+    work_.store(work, std::memory_order_relaxed);
+    context_.store(context, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t call = Ticket{ticket_.load()}.call() + 1;
+    ticket_.store(call << 40 | uint64_t(threads - 1) << 32 | uint64_t(tasks) << 16);
+    ticket_.notify_all();
+    take_tasks(0);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
+      spins < SPINS ? pause() : std::this_thread::yield();
+  }
+
+ private:
+  void take_tasks(int worker) {
+    Ticket ticket{ticket_.load()};
+    while (ticket.next() < ticket.tasks() && worker <= ticket.threads()) {
+      if (!ticket_.compare_exchange_weak(ticket.bits, ticket.bits + 1)) continue;
+      work_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), ticket.next(), worker);
+      done_.fetch_add(1, std::memory_order_release);
+      ticket.bits = ticket_.load();
+    }
+  }
+
+  void serve(int worker) {
+    for (;;) {
+      take_tasks(worker);
+      const uint64_t seen = ticket_.load();
+      if (Ticket{seen}.next() < Ticket{seen}.tasks() && worker <= Ticket{seen}.threads()) continue;
+      int spins = 0;
+      while (spins < SPINS && ticket_.load(std::memory_order_relaxed) == seen) pause(), ++spins;
+      if (spins == SPINS) ticket_.wait(seen);
+    }
+  }
+
+  int started_ = 0;
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int> done_{0};
+  std::atomic<void (*)(void*, int, int)> work_{nullptr};
+  std::atomic<void*> context_{nullptr};
+};
+
+std::mutex one_call;
+
+}  // namespace
+
+void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* context) {
+  threads = std::min({threads, tasks, MOST_THREADS});
+  if (threads <= 1) {
+    for (int task = 0; task < tasks; ++task) work(context, task, 0);
+    return;
+  }
+  const std::lock_guard lock(one_call);
+  // Never destroyed: its threads are detached, and sleep until the process ends. A forked child has none of them, and
+  // makes its own.
+  static Pool* pool = nullptr;
+  static pid_t owner = 0;
+  if (pool == nullptr || owner != getpid()) pool = new Pool, owner = getpid();
+  constexpr int most = 0xffff;
+  struct Part {
+    void (*work)(void*, int, int);
+    void* context;
+    int from;
+  };
+  for (int from = 0; from < tasks; from += most) {
+    Part part{work, context, from};
+    pool->run(
+        std::min(most, tasks - from), threads,
+        [](void* p, int task, int worker) {
+          auto* part = static_cast<Part*>(p);
+          part->work(part->context, part->from + task, worker);
+        },
+        &part);
+  }
+}
+
+}  // namespace upslope

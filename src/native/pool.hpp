@@ -1,0 +1,17 @@
+// Threads that work through the tasks of one call, and sleep between calls. One pool per process, used by one call at a
+// time; the caller works too, so a thread that comes late costs nothing but its share.
+#pragma once
+
+namespace upslope {
+
+// Calls work(context, task, worker) for every task in 0 .. tasks - 1, on at most `threads` threads; worker is from 0 to
+// threads - 1, and no two tasks run at once with the same worker. Must not be called from within a task.
+void in_parallel(int tasks, int threads, void (*work)(void* context, int task, int worker), void* context);
+
+template <class Work>
+void in_parallel(int tasks, int threads, Work& work) {
+  in_parallel(
+      tasks, threads, [](void* context, int task, int worker) { (*static_cast<Work*>(context))(task, worker); }, &work);
+}
+
+}  // namespace upslope

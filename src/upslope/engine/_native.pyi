@@ -1,0 +1,70 @@
+"""The native engine, built from src/native: a network over flat parameters, and Adam."""
+
+import numpy as np
+
+Layer = tuple[int, int, int, int, int]
+"""Inputs, outputs, activation (0 none, 1 tanh, 2 relu, 3 silu), and where weight and bias begin."""
+
+class Network:
+    def __init__(
+        self,
+        inputs: int,
+        trunk: list[Layer],
+        actor: list[Layer],
+        critic: list[Layer],
+        choices: list[int],
+        log_std: int,
+    ) -> None: ...
+    def accumulate(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        metrics: np.ndarray,
+        observation: np.ndarray,
+        choice: np.ndarray | None,
+        action: np.ndarray | None,
+        mask: np.ndarray | None,
+        old_log_prob: np.ndarray,
+        old_value: np.ndarray,
+        advantage: np.ndarray,
+        target: np.ndarray,
+        index: np.ndarray,
+        total_rows: int,
+        clipped: bool,
+        ratio: tuple[float, float, float],
+        value_range: float,
+        value_weight: float,
+        entropy_weight: float,
+        threads: int,
+    ) -> None: ...
+    def act(
+        self,
+        parameters: np.ndarray,
+        observation: np.ndarray,
+        noise: np.ndarray,
+        mask: np.ndarray | None,
+        choice: np.ndarray | None,
+        action: np.ndarray | None,
+        log_prob: np.ndarray,
+        threads: int,
+    ) -> None: ...
+    def values(
+        self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
+    ) -> None: ...
+
+def adam(
+    parameters: np.ndarray,
+    gradient: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    learning_rate: float,
+    step: int,
+    max_norm: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    threads: int,
+) -> float: ...
+def instruction_sets() -> list[str]: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...

@@ -1,0 +1,264 @@
+"""The native engine: the torch engine's step in C++, for the policies and losses it knows.
+
+It takes the same steps on the same memory, so that the two can take turns, and hands to torch what
+it does not know: see `structure` for policies and `twins` for losses. Equal up to rounding: sums
+are added in another order than torch's, always the same one, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.engine.structure import Unfit, structure_of
+from upslope.engine.torch_engine import BETA_1, BETA_2, Indexable, Loss, TorchEngine
+from upslope.engine.twins import METRICS, Coefficients, coefficients
+from upslope.errors import ArgumentError
+from upslope.policies.actor_critic import ActorCritic
+
+try:
+    from upslope.engine import _native
+
+    MISSING = ""
+except ImportError as error:  # installed where there was no C++ compiler
+    MISSING = f"it was not built when Upslope was installed ({error})"
+
+COLUMNS = {"log_prob": "old_log_prob", "value": "old_value"}
+COLUMNS |= {name: name for name in ("advantage", "target")}
+FIELDS = {"observation", "action", "action_mask", *COLUMNS}
+
+
+def make_engine(engine: str, policy: ActorCritic, *, max_grad_norm: float | None) -> TorchEngine:
+    """Return the engine of that name; "auto" is the native one where it knows the policy.
+
+    Raises ArgumentError when "native" does not apply, and says why.
+    """
+    if engine == "torch":
+        return TorchEngine(policy, max_grad_norm=max_grad_norm)
+    try:
+        demanded = engine == "native"
+        return NativeEngine(policy, max_grad_norm=max_grad_norm, demanded=demanded)
+    except Unfit as reason:
+        if demanded:
+            raise refused(str(reason)) from None
+        plain = TorchEngine(policy, max_grad_norm=max_grad_norm)
+        plain.description = f"torch, not native: {reason}"
+        return plain
+
+
+def refused(reason: str) -> ArgumentError:
+    """Return the error that says why engine="native" cannot be."""
+    return ArgumentError(f"engine='native' does not apply: {reason}; engine='auto' takes torch")
+
+
+class NativeEngine(TorchEngine):
+    """Takes the steps of a `TorchEngine` on the same buffers; raises Unfit for other policies.
+
+    `demanded`: a loss or a batch that it does not know is refused, not handed to torch.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        *,
+        max_grad_norm: float | None,
+        adam_eps: float = 1e-5,
+        demanded: bool = False,
+    ) -> None:
+        if MISSING:
+            raise Unfit(MISSING)
+        super().__init__(policy, max_grad_norm=max_grad_norm, adam_eps=adam_eps)
+        self.structure = structure_of(policy, self.flat)
+        self.network = _native.Network(*self.structure)
+        self.demanded = demanded
+        self.rounding = f"native {_native.instruction_set()}"
+        self.description = f"native ({_native.instruction_set()})"
+        flat = self.flat
+        self._value, self._gradient = flat.value.numpy(), flat.gradient.numpy()
+        self._moments = flat.first_moment.numpy(), flat.second_moment.numpy()
+        self._loss: tuple[Loss, Coefficients | str] | None = None
+        self._kind: type | None = None  # of the last batch; its fields; its tensors and arrays
+        self._names: list[str] = []
+        self._batch: tuple[list[Tensor | None], dict[str, Any] | str] | None = None
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def step(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        index: Tensor,
+        learning_rate: float,
+        chunks: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Take the step of `TorchEngine.step`, natively where loss and batch are known.
+
+        Raises ArgumentError where they are not and the native engine was demanded.
+        """
+        how, arrays = self._coefficients(loss), self._arrays(batch)
+        if isinstance(how, str) or isinstance(arrays, str) or not self._all_learn():
+            if self.demanded:
+                reasons = [each for each in (how, arrays) if isinstance(each, str)]
+                raise refused([*reasons, "some parameters need no gradient"][0])
+            return super().step(loss, batch, index, learning_rate, chunks)
+        total, found = self.flat.zero_gradient(), np.zeros(6)  # five metrics, and the norm
+        rows = len(index) if chunks is None else sum(len(chunk) for chunk in chunks)
+        wanted: dict[str, Any] = arrays | {
+            "total_rows": rows,
+            "clipped": how.surrogate == "clipped",
+            "ratio": (1 - how.clip_range, 1 + how.clip_range, how.clip_range),
+            "value_range": -1.0 if how.clip_range_vf is None else how.clip_range_vf,
+            "value_weight": how.vf_coef,
+            "entropy_weight": how.ent_coef,
+            "threads": torch.get_num_threads(),
+        }
+        run = self.network.accumulate
+        if chunks is None:
+            run(self._value, self._gradient, found, index=index.numpy(), **wanted)
+        else:
+            self.chunk_gradients = torch.empty(len(chunks), self.flat.leading_size)
+            for kept, chunk in zip(self.chunk_gradients, chunks, strict=True):
+                own = torch.zeros_like(total)
+                run(self._value, own.numpy(), found, index=chunk.numpy(), **wanted)
+                total += own
+                torch.mul(own[: self.flat.leading_size], rows / len(chunk), out=kept)
+        found[5] = self._descend(learning_rate)
+        numbers = torch.from_numpy(found.astype(np.float32)).unbind()
+        names = METRICS[how.surrogate]
+        return dict(zip(names, numbers, strict=False)) | {"gradient_norm": numbers[5]}
+
+    def _descend(self, learning_rate: float) -> float:
+        """Clip the gradient and take Adam's step; returns the norm."""
+        norm = _native.adam(
+            self._value,
+            self._gradient,
+            *self._moments,
+            learning_rate=learning_rate,
+            step=self.steps + 1,
+            max_norm=self.max_grad_norm or 0.0,
+            beta_1=BETA_1,
+            beta_2=BETA_2,
+            epsilon=self.adam_eps,
+            threads=torch.get_num_threads(),
+        )
+        self.check_finite(norm)
+        self.steps += 1
+        return norm
+
+    # -- acting --------------------------------------------------------------------------------
+
+    def act(
+        self,
+        observation: Tensor,
+        generator: torch.Generator,
+        memory: Tensor,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw an action for each row, with the numbers that torch would draw."""
+        rows = self._rows(observation)
+        if rows is None:
+            return super().act(observation, generator, memory, mask)
+        choices, count = self.structure.choices, len(rows)
+        if choices:
+            races = [torch.empty(count, n).exponential_(generator=generator) for n in choices]
+            noise = torch.cat(races, 1) if len(races) > 1 else races[0]
+            action = torch.empty((count, *self.policy.head.shape), dtype=torch.int64)
+        else:
+            noise = torch.empty(count, self.structure.size).normal_(generator=generator)
+            action = torch.empty_like(noise)
+        log_prob = torch.empty(count)
+        self.network.act(
+            self._value,
+            rows,
+            noise.numpy(),
+            mask=None if mask is None else mask.numpy(),
+            choice=action.numpy() if choices else None,
+            action=None if choices else action.numpy(),
+            log_prob=log_prob.numpy(),
+            threads=torch.get_num_threads(),
+        )
+        return action, log_prob, memory
+
+    def value(self, observation: Tensor) -> Tensor:
+        """Return v(s), [B]."""
+        rows = self._rows(observation)
+        if rows is None:
+            return super().value(observation)
+        found = torch.empty(len(rows))
+        self.network.values(self._value, rows, found.numpy(), torch.get_num_threads())
+        return found
+
+    # -- what it is given ----------------------------------------------------------------------
+
+    def _all_learn(self) -> bool:
+        return all(parameter.requires_grad for parameter in self.flat.parameters)
+
+    def _rows(self, observation: Any) -> np.ndarray | None:
+        """Return observations as the network takes them, [B, inputs]; None if they are not so."""
+        if not _plain(observation, torch.float32):
+            return None
+        flat = observation.numpy().reshape(len(observation), -1)
+        return flat if flat.shape[1] == self.structure.inputs else None
+
+    def _coefficients(self, loss: Loss) -> Coefficients | str:
+        """Return what the loss's twin is called with, or why there is none; kept for a loss."""
+        if self._loss is None or self._loss[0] is not loss:
+            self._loss = loss, coefficients(loss)
+        return self._loss[1]
+
+    def _arrays(self, batch: Any) -> dict[str, Any] | str:
+        """Return a batch's arrays by the names `accumulate` has for them, or why they do not fit.
+
+        Kept while the batch's tensors are the same ones.
+        """
+        kind = type(batch)
+        if kind is not self._kind:
+            if not dataclasses.is_dataclass(batch):
+                return f"its batch is a {kind.__name__}"
+            self._batch = None
+            self._kind, self._names = kind, [field.name for field in dataclasses.fields(batch)]
+        tensors = [getattr(batch, name) for name in self._names]
+        if self._batch is None or not all(map(operator.is_, self._batch[0], tensors)):
+            self._batch = tensors, self._read(dict(zip(self._names, tensors, strict=True)))
+        return self._batch[1]
+
+    def _read(self, batch: dict[str, Any]) -> dict[str, Any] | str:
+        unknown = {name for name, value in batch.items() if value is not None} - FIELDS
+        if unknown:
+            return f"its batch has {', '.join(sorted(unknown))}"
+        observation = self._rows(batch["observation"])
+        if observation is None:
+            return "observations are not float32 numbers in memory, one row after the other"
+        choices, action, mask = self.structure.choices, batch["action"], batch.get("action_mask")
+        if not _plain(action, torch.int64 if choices else torch.float32):
+            return f"actions are not {'int64' if choices else 'float32'}"
+        if mask is not None and not _plain(mask, torch.bool):
+            return "action_mask is not of bools"
+        columns = {new: batch[old] for old, new in COLUMNS.items()}
+        for name, column in columns.items():
+            if not _plain(column, torch.float32) or column.dim() != 1:
+                return f"{name} is not float32 [M]"
+        return {
+            "observation": observation,
+            "choice": action.numpy() if choices else None,
+            "action": None if choices else action.numpy(),
+            "mask": None if mask is None else mask.reshape(len(mask), -1).numpy(),
+            **{name: column.detach().numpy() for name, column in columns.items()},
+        }
+
+
+def _plain(tensor: Any, dtype: torch.dtype) -> bool:
+    """Say whether a tensor can be read in place: on the CPU, of this type, without gaps."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.dtype == dtype
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+    )

@@ -1,0 +1,249 @@
+"""The native engine's gradients, metrics and steps are the torch engine's, to float32 rounding."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.native_cases import (
+    INSTRUCTION_SETS,
+    PlainPolicy,
+    instruction_set,
+    rows_for,
+)
+from upslope.agents.ppo import ppo_loss
+from upslope.engine import _native
+from upslope.engine.native_engine import NativeEngine
+from upslope.engine.torch_engine import TorchEngine
+from upslope.engine.twins import twin
+from upslope.errors import NotFiniteError
+from upslope.losses.policy import policy_gradient_loss
+from upslope.losses.value import value_loss
+
+__all__ = ["instruction_set"]
+
+
+@twin("plain")
+def plain_loss(policy, batch, *, vf_coef, ent_coef):
+    """The loss of REINFORCE and of the advantage actor-critic."""
+    log_prob, entropy, value = policy(batch)
+    policy_loss = policy_gradient_loss(log_prob, batch.advantage)
+    critic_loss = value_loss(value, batch.target)
+    loss = policy_loss + vf_coef * critic_loss - ent_coef * entropy.mean()
+    return loss, {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": critic_loss.detach(),
+        "entropy": entropy.mean().detach(),
+    }
+
+
+widths = st.integers(1, 40)
+hidden = st.lists(widths, max_size=3)
+heads = st.one_of(
+    st.integers(1, 20).map(lambda n: spaces.Discrete(n)),
+    st.lists(st.integers(1, 7), min_size=1, max_size=4).map(lambda n: spaces.MultiDiscrete(n)),
+    st.integers(1, 18).map(lambda d: spaces.Box(-1, 1, (d,), np.float32)),
+)
+shapes = st.fixed_dictionaries(
+    {
+        "inputs": st.integers(1, 40),
+        "trunk": st.lists(widths, max_size=2),
+        "actor": hidden,
+        "critic": hidden,
+        "space": heads,
+        "activation": st.sampled_from(["tanh", "relu", "silu"]),
+    }
+)
+clipped_losses = st.builds(
+    lambda clip, clip_vf, vf, ent: partial(
+        ppo_loss, clip_range=clip, clip_range_vf=clip_vf, vf_coef=vf, ent_coef=ent
+    ),
+    st.floats(0.05, 0.9),
+    st.none() | st.floats(0.01, 1),
+    st.floats(0, 2),
+    st.floats(0, 0.3),
+)
+plain_losses = st.builds(
+    lambda vf, ent: partial(plain_loss, vf_coef=vf, ent_coef=ent),
+    st.floats(0, 2),
+    st.floats(0, 0.3),
+)
+
+
+def exact(policy, rows, loss, index):
+    """The gradient and metrics in float64, by autograd."""
+    policy = copy.deepcopy(policy).double()
+    value, metrics = loss(policy, rows.double()[index])
+    value.backward()
+    order = [*policy.policy_parameters()]
+    return torch.cat([p.grad.flatten() for p in order]), metrics
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@settings(max_examples=120, deadline=None)
+@given(
+    shape=shapes,
+    count=st.integers(1, 330),
+    masked=st.booleans(),
+    loss=clipped_losses | plain_losses,
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_a_step_is_torchs(name, shape, count, masked, loss, threads, seed):
+    policy = PlainPolicy(**shape, seed=seed)
+    rows = rows_for(policy, shape["inputs"], count + 20, masked=masked, seed=seed + 1)
+    index = torch.randperm(count + 20, generator=torch.Generator().manual_seed(seed))[:count]
+    gradient, metrics = exact(policy, rows, loss, index)
+    before = _native.instruction_set()
+    was = torch.get_num_threads()
+    try:
+        _native.use_instruction_set(name)
+        torch.set_num_threads(threads)
+        engine = NativeEngine(policy, max_grad_norm=None, demanded=True)
+        found = engine.step(loss, rows, index, 1e-3)
+    finally:
+        _native.use_instruction_set(before)
+        torch.set_num_threads(was)
+    error = (engine.flat.gradient - gradient).abs().max()
+    # a ratio is e to the difference of two log-probabilities, each rounded to 2^-24 of itself
+    ratio = 4 * 2**-24 * float(rows.log_prob.abs().max())
+    assert error <= (2e-6 + ratio) * gradient.abs().max() + 1e-6
+    assert found.keys() == metrics.keys() | {"gradient_norm"}
+    for key, value in metrics.items():
+        assert float(found[key]) == pytest.approx(float(value), rel=1e-5 + ratio, abs=2e-6), key
+    norm = torch.linalg.vector_norm(gradient)
+    assert float(found["gradient_norm"]) == pytest.approx(float(norm), rel=1e-5 + ratio, abs=1e-6)
+
+
+# ---- steps, one after the other ------------------------------------------------------------------
+INPUTS, COUNT = 5, 200
+SPACES = {
+    "discrete": spaces.Discrete(3),
+    "multi": spaces.MultiDiscrete([3, 1, 4]),
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+}
+LOSS = partial(ppo_loss, clip_range=0.2, clip_range_vf=0.3, vf_coef=0.5, ent_coef=0.01)
+
+
+def policy_of(space="discrete", seed=0) -> PlainPolicy:
+    return PlainPolicy(INPUTS, [9], [17, 8], [33], SPACES[space], "tanh", seed)
+
+
+def indices(steps, size=70):
+    g = torch.Generator().manual_seed(4)
+    return [torch.randperm(COUNT, generator=g)[:size] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize("mixed", [False, True], ids=["native", "taking turns"])
+def test_twenty_steps_are_torchs(space, max_grad_norm, mixed, instruction_set):
+    rows = rows_for(policy_of(space), INPUTS, COUNT)
+    native = NativeEngine(policy_of(space), max_grad_norm=max_grad_norm, demanded=True)
+    torchs = TorchEngine(policy_of(space), max_grad_norm=max_grad_norm)
+    start = torchs.flat.value.clone()
+    for k, index in enumerate(indices(20)):
+        rate = 1e-2 / (k + 1)
+        expected = torchs.step(LOSS, rows, index, rate)
+        if mixed and k % 3 == 1:
+            found = TorchEngine.step(native, LOSS, rows, index, rate)
+        else:
+            found = native.step(LOSS, rows, index, rate)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=2e-5, rtol=2e-4, msg=name)
+    assert native.steps == 20
+    assert (torchs.flat.value - start).abs().max() > 1e-2
+    # Adam divides by the gradient's own size, so that a gradient near 0 keeps no leading digits
+    for kind in ("value", "first_moment", "second_moment"):
+        mine, other = getattr(native.flat, kind), getattr(torchs.flat, kind)
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3, msg=kind)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("size", [1, 70, 200])
+def test_repeats_and_any_number_of_threads_give_the_same_bits(space, size, instruction_set):
+    rows, was = rows_for(policy_of(space), INPUTS, COUNT), torch.get_num_threads()
+    ends = []
+    try:
+        for threads in (1, 2, 3, 8, 1):
+            torch.set_num_threads(threads)
+            engine = NativeEngine(policy_of(space), max_grad_norm=0.5, demanded=True)
+            found = [engine.step(LOSS, rows, index, 1e-2) for index in indices(5, size)]
+            ends.append((engine.flat.value, torch.stack([m["policy_loss"] for m in found])))
+    finally:
+        torch.set_num_threads(was)
+    for value, losses in ends[1:]:
+        assert torch.equal(value, ends[0][0])
+        assert torch.equal(losses, ends[0][1])
+
+
+@pytest.mark.parametrize("sizes", [[35, 35], [1, 69], [10, 20, 40]], ids=str)
+def test_chunk_gradients_are_torchs(sizes, instruction_set):
+    rows, index = rows_for(policy_of(), INPUTS, COUNT), indices(1)[0]
+    found = []
+    for kind in (TorchEngine, NativeEngine):
+        engine = kind(policy_of(), max_grad_norm=0.5)
+        metrics = engine.step(LOSS, rows, index, 1e-3, list(index.split(sizes)))
+        found.append((engine.chunk_gradients, engine.flat.gradient, metrics["approx_kl"]))
+    for torchs, native in zip(*found, strict=True):
+        torch.testing.assert_close(native, torchs, atol=2e-5, rtol=1e-4)
+    whole = NativeEngine(policy_of(), max_grad_norm=0.5)
+    whole.step(LOSS, rows, index, 1e-3)
+    torch.testing.assert_close(whole.flat.gradient, engine.flat.gradient, atol=1e-6, rtol=1e-4)
+
+
+# ---- not finite ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["observation", "advantage", "target", "log_prob"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, instruction_set):
+    if (field, wrong) == ("log_prob", float("inf")):
+        wrong = float("nan")  # a ratio of 0 is finite
+    rows, index = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT)
+    chunks = list(index.split(50)) if chunked else None
+    engine = NativeEngine(policy_of(), max_grad_norm=0.5, demanded=True)
+    engine.step(LOSS, rows, index, 1e-2)
+    before = {name: tensor.clone() for name, tensor in engine.state().items()}
+    spoilt = copy.deepcopy(rows)
+    getattr(spoilt, field)[17] = wrong
+    if field == "observation" and wrong == float("inf"):
+        spoilt.observation[17, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match=r"gradient of optimisation step 2 is not finite"):
+        engine.step(LOSS, spoilt, index, 1e-2, chunks)
+    assert engine.steps == 1
+    after = engine.state()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+# ---- acting --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", [1, 16, 17, 300])
+def test_values_are_torchs(count, instruction_set):
+    policy = policy_of()
+    observation = torch.randn(count, INPUTS, generator=torch.Generator().manual_seed(0))
+    engine = NativeEngine(policy, max_grad_norm=None)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            engine.value(observation), policy.value(observation), atol=2e-6, rtol=2e-6
+        )
+
+
+def test_tanh_is_accurate(instruction_set):
+    """A trunk of one tanh with weight 1 shows it: within 4e-7 of the value, also near 0."""
+    policy = PlainPolicy(1, [1], [], [], spaces.Discrete(1), "tanh")
+    for layer in (policy.trunk[0], policy.critic[0]):
+        layer.weight.data.fill_(1.0)
+        layer.bias.data.zero_()
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.logspace(-30, 0, 20_001)])
+    found = NativeEngine(policy, max_grad_norm=None).value(x[:, None])
+    expected = torch.tanh(x.double())
+    assert ((found - expected) / expected.where(expected != 0, torch.ones(()))).abs().max() < 4e-7
+    far = torch.tensor([[-1e30], [-88.0], [-20.0], [20.0], [88.0], [1e30]])
+    far_found = NativeEngine(policy, max_grad_norm=None).value(far)
+    assert torch.equal(far_found, torch.tensor([-1.0, -1, -1, 1, 1, 1]))
