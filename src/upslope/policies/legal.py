@@ -80,7 +80,8 @@ class MaskLayout:
             try:
                 array = as_rows(part, value)
             except (TypeError, ValueError):  # it is no array, or its rows are of different lengths
-                raise ValueError(f"an action mask {value!r}, which takes {takes}") from None
+                kind = type(value).__name__
+                raise ValueError(f"an action mask that is no array ({kind}), which takes {takes}") from None
             if array.shape != (n, width):
                 raise ValueError(f"an action mask of shape {array.shape}, which takes {takes}")
             legal = self._bool(array)

@@ -164,8 +164,8 @@ class ActionHead(nn.Module):
         if isinstance(space, spaces.Box):
             shaped = action.reshape(len(action), *space.shape)
             if self.squash:  # from the nearer bound, so that tanh u = 1 gives it exactly
-                half, t = space.high / 2 - space.low / 2, np.tanh(shaped)
-                shaped = np.where(t > 0, space.high - half * (1 - t), space.low + half * (1 + t))
+                inside = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
+                shaped = np.where(shaped > 0, space.high - inside, space.low + inside)
             return np.clip(shaped, space.low, space.high).astype(space.dtype, copy=False)
         whole = action.astype(np.int64, copy=False).reshape(len(action), *part.shape)
         if isinstance(space, spaces.MultiBinary):
