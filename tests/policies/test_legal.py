@@ -74,7 +74,7 @@ BATCHES = {
         {
             "gear": array(A, [0, 0, 0]),
             "_gear": np.array([True, False]),
-            "rest": objects(None, None).tolist() + [None],
+            "rest": (None, None, None),
         },
         [A + [1] * 9, [1] * 12],
     ),

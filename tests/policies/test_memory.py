@@ -187,5 +187,5 @@ def test_sizes():
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, "8", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_that_are_refused(kind, size):
-    with pytest.raises(ArgumentError, match="memory_size=.*takes a whole number of at least 1"):
+    with pytest.raises(ArgumentError, match=r"memory_size=.*takes a whole number of at least 1"):
         MEMORIES[kind](3, size)

@@ -66,6 +66,7 @@ def test_box_of_any_shape_is_flat_inside_and_shaped_outside(shape, dtype):
         row = np.arange(6, dtype=np.float32)[None] / 5
         assert np.array_equal(head.to_environment(row)[0], row.reshape(2, 3))
 
+
 # ---- choices, bits, nested -----------------------------------------------------------------------
 FLOAT = spaces.Box(np.array([-2, 0.1], np.float32), np.array([1, 0.7], np.float32))
 GRID = spaces.MultiDiscrete(np.array([[2, 3], [4, 2]]), start=np.array([[0, -1], [5, 2]]))

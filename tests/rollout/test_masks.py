@@ -204,7 +204,7 @@ def test_faults_say_who_and_when(name):
 
 def test_a_fault_at_the_reset():
     with pytest.raises(
-        EnvironmentFault, match="environment 0 returned .*no legal action, at a reset .*, seed 7"
+        EnvironmentFault, match=r"environment 0 returned .*no legal action, at a reset .*, seed 7"
     ):
         told(np.array([[0, 0], [1, 1]]))
 

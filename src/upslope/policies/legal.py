@@ -76,14 +76,14 @@ class MaskLayout:
             if value is None or not width:
                 found.append(np.ones((n, width), bool))
                 continue
-            takes = f"{(n, width)}, one column for each option of action{part.named()}"
+            takes = f"which takes {(n, width)}, one column for each option of action{part.named()}"
             try:
                 array = as_rows(part, value)
             except (TypeError, ValueError):  # it is no array, or its rows are of different lengths
                 kind = type(value).__name__
-                raise ValueError(f"an action mask that is no array ({kind}), which takes {takes}") from None
+                raise ValueError(f"an action mask that is no array ({kind}), {takes}") from None
             if array.shape != (n, width):
-                raise ValueError(f"an action mask of shape {array.shape}, which takes {takes}")
+                raise ValueError(f"an action mask of shape {array.shape}, {takes}")
             legal = self._bool(array)
             legal[~given] = True
             found.append(legal)
