@@ -49,7 +49,7 @@ class MaskSource:
         again: tuple[Array, dict[str, Any]] | None = None,
     ) -> None:
         """Make `current` what the environments say now, checked."""
-        told = None if self._ask is None else self._ask()
+        told: Any = None if self._ask is None else self._ask()
 
         def found() -> Array:
             if self._ask is not None and self._one_by_one:
