@@ -17,7 +17,7 @@ from tests.rollout.test_collect import SEED, collector_of
 from upslope.errors import ArgumentError
 from upslope.returns import gae
 from upslope.rollout import envpool
-from upslope.rollout.collect import evaluate_values
+from upslope.rollout.values import evaluate_values
 from upslope.rollout.make import make_stream
 from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32, generator
