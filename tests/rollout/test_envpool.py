@@ -17,9 +17,9 @@ from tests.rollout.test_collect import SEED, collector_of
 from upslope.errors import ArgumentError
 from upslope.returns import gae
 from upslope.rollout import envpool
-from upslope.rollout.collect import evaluate_values
 from upslope.rollout.make import make_stream
 from upslope.rollout.stream import Step, Stream
+from upslope.rollout.values import evaluate_values
 from upslope.seeding import derive32, generator
 
 REQUIRED = os.environ.get("CI") == "true" and sys.platform == "linux"

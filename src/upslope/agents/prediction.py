@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from upslope.errors import ArgumentError
-from upslope.policies.spaces import MaskLayout, unbatched
+from upslope.policies.legal import MaskLayout
+from upslope.policies.spaces import unbatched
 
 if TYPE_CHECKING:
     from upslope.agents.agent import Agent
@@ -70,7 +71,7 @@ def _mask(agent: Agent[Any], masks: Any, rows: int, single: bool) -> Tensor | No
         if not layout.columns:
             raise ValueError("action masks for an action space without choices")
         mask = layout.pack_each([masks]) if single else layout.pack(masks, rows)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except ValueError as error:
         raise ArgumentError(f"action_masks: {error}") from None
     if (row := layout.without_option(mask)) is not None:
         raise ArgumentError(f"action_masks: no action is legal in row {row}")

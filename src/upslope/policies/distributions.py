@@ -178,7 +178,10 @@ class SquashedGaussian(DiagonalGaussian):
         return super().log_prob(action) - log_slope(action).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Return H(u) + E[log(1 - tanh(u)^2)], [B], the mean by Gauss-Hermite quadrature."""
+        """Return H(u) + E[log(1 - tanh(u)^2)], [B], the mean by quadrature.
+
+        With 32 nodes it is off by less than .00001 for sigma <= 1, .002 for e and .1 for e^2.
+        """
         nodes, weights = _hermite(self.mean)
         u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes
         return super().entropy() + (log_slope(u) * weights).sum((-1, -2))

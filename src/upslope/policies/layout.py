@@ -41,6 +41,16 @@ class Part(NamedTuple):
         """The columns of this part."""
         return slice(self.start, self.start + self.size)
 
+    @property
+    def limits(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The least and greatest value where whole numbers are counted; None for a Box."""
+        space = self.space
+        if isinstance(space, spaces.Discrete):
+            return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+        if isinstance(space, spaces.MultiDiscrete):
+            return space.start, space.start + space.nvec - 1
+        return None if isinstance(space, spaces.Box) else (np.asarray(0), np.asarray(1))
+
     def named(self) -> str:
         """Return " ['a'][0]" where the part lies within the space, "" for a space of one part."""
         return " " + "".join(f"[{key!r}]" for key in self.path) if self.path else ""
@@ -118,7 +128,8 @@ class Layout:
     def accept(self, given: Any) -> tuple[np.ndarray, bool]:
         """Return elements given by a user, packed [N, ...], and whether it was one element only.
 
-        Raises ArgumentError for what is neither one element nor a batch, or is not finite.
+        Raises ArgumentError for what is neither one element nor a batch, is not finite, or is no
+        whole number that the space has.
         """
         try:
             found = [(part, np.asarray(value)) for part, value in self.values(given)]
@@ -142,6 +153,13 @@ class Layout:
                 raise ArgumentError(
                     f"{self.what}{part.named()} has NaN or inf; predict takes finite numbers"
                 )
+            if part.limits is not None:
+                low, high = part.limits
+                wrong = (value < low) | (value > high) | (value != np.floor(value))
+                if wrong.any():
+                    raise ArgumentError(
+                        f"{self.what}{part.named()} is {value[wrong][0]}, outside {part.space}"
+                    )
         return self.pack([value[None] if single else value for _, value in found]), single
 
 

@@ -12,8 +12,6 @@ A Dict or Tuple of these has its parts side by side. Inside, actions are packed:
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -33,6 +31,7 @@ from upslope.policies.distributions import (
     SquashedGaussian,
 )
 from upslope.policies.layout import Layout, Part
+from upslope.policies.legal import mask_columns
 
 SCALES = ("parameter", "network", "exploration")
 LOWEST_LOG_STD, HIGHEST_LOG_STD = -5.0, 2.0
@@ -164,9 +163,9 @@ class ActionHead(nn.Module):
         space = part.space
         if isinstance(space, spaces.Box):
             shaped = action.reshape(len(action), *space.shape)
-            if self.squash:
-                middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-                shaped = middle + half * np.tanh(shaped)
+            if self.squash:  # from the nearer bound, so that tanh u = 1 gives it exactly
+                inside = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
+                shaped = np.where(shaped > 0, space.high - inside, space.low + inside)
             return np.clip(shaped, space.low, space.high).astype(space.dtype, copy=False)
         whole = action.astype(np.int64, copy=False).reshape(len(action), *part.shape)
         if isinstance(space, spaces.MultiBinary):
@@ -181,100 +180,6 @@ def unbatched(action: Any) -> Any:
     if isinstance(action, dict):
         return {key: unbatched(inner) for key, inner in action.items()}
     return tuple(map(unbatched, action)) if isinstance(action, tuple) else action[0]
-
-
-def mask_columns(part: Part) -> int:
-    """Return how many columns a part of an action has in its mask: one for each choice."""
-    if isinstance(part.space, spaces.Discrete):
-        return int(part.space.n)
-    if isinstance(part.space, spaces.MultiDiscrete):
-        return int(part.space.nvec.sum())
-    return 2 * part.size if isinstance(part.space, spaces.MultiBinary) else 0
-
-
-def choices(part: Part) -> list[int]:
-    """Return how many options each choice within a part has: the groups of its mask's columns."""
-    if isinstance(part.space, spaces.MultiDiscrete):
-        return [int(n) for n in part.space.nvec.ravel()]
-    if isinstance(part.space, spaces.MultiBinary):
-        return [2] * part.size
-    return [mask_columns(part)]
-
-
-class MaskLayout:
-    """Turns action masks, as environments give them, into one array [N, columns] of bool.
-
-    A mask is an array of a part's columns, or nested like the action space; MultiDiscrete also
-    takes a tuple of one array for each of its numbers. A part that is absent is all legal. An array
-    of all columns, which `pack` returns, is taken for any space.
-    """
-
-    def __init__(self, action_space: gymnasium.Space[Any]) -> None:
-        self.layout = Layout(action_space, "action")
-        self.widths = [mask_columns(part) for part in self.layout.parts]
-        self.columns = sum(self.widths)
-
-    def pack(self, raw: Any, n: int) -> np.ndarray:
-        """Return the masks of a batch of n rows, [n, columns].
-
-        Raises ValueError saying what does not fit.
-        """
-        if isinstance(raw, np.ndarray) and raw.dtype == object:
-            return self.pack_each(list(raw))
-        return self._packed(raw, n, lambda value: _columns(value, n))
-
-    def pack_each(self, masks: Sequence[Any]) -> np.ndarray:
-        """Return masks given one by one, [n, columns]; raises ValueError for what does not fit."""
-        rows = [self._packed(mask, 1, lambda value: _row(value)[None]) for mask in masks]
-        return np.concatenate(rows)
-
-    def _packed(self, raw: Any, n: int, as_rows: Callable[[Any], np.ndarray]) -> np.ndarray:
-        whole = raw if isinstance(raw, np.ndarray) else None
-        if whole is not None and whole.size == n * self.columns:
-            return self._bool(whole.reshape(n, self.columns))
-        found = [np.ones((n, 0), bool)]
-        for part, width in zip(self.layout.parts, self.widths, strict=True):
-            value = raw
-            for key in part.path:
-                absent = value is None or (isinstance(value, dict) and key not in value)
-                value = None if absent else value[key]
-            if not width:
-                continue
-            array = np.ones((n, width), bool) if value is None else as_rows(value)
-            if array.shape != (n, width):
-                takes = f"{(n, width)}, one column for each option of action{part.named()}"
-                raise ValueError(f"an action mask of shape {array.shape}, which takes {takes}")
-            found.append(self._bool(array))
-        return np.concatenate(found, axis=1)
-
-    @staticmethod
-    def _bool(array: np.ndarray) -> np.ndarray:
-        if array.dtype.kind not in "biuf" or not ((array == 0) | (array == 1)).all():
-            raise ValueError("an action mask with other values than 0 and 1, which it takes")
-        return array.astype(bool)
-
-    def without_option(self, mask: np.ndarray) -> int | None:
-        """Return the first row of [N, columns] in which some choice has no legal option."""
-        groups = [size for part in self.layout.parts for size in choices(part) if size]
-        starts = list(itertools.accumulate(groups, initial=0))[:-1]
-        rows = np.flatnonzero(~np.logical_or.reduceat(mask, starts, axis=1).all(axis=1))
-        return int(rows[0]) if len(rows) else None
-
-
-def _columns(value: Any, n: int) -> np.ndarray:
-    """Return a batch of one part's masks as columns; a tuple of batches is put side by side."""
-    if isinstance(value, tuple | list):
-        return np.concatenate([np.asarray(one).reshape(n, -1) for one in value], axis=1)
-    array = np.asarray(value)
-    if array.dtype == object:
-        return np.stack([_row(one) for one in array])
-    return array.reshape(len(array), -1) if array.ndim > 1 else array
-
-
-def _row(mask: Any) -> np.ndarray:
-    """Return one environment's mask as a row; a tuple of arrays is put together."""
-    parts = mask if isinstance(mask, tuple | list) else [mask]
-    return np.concatenate([np.asarray(part).ravel() for part in parts])
 
 
 def _outputs(part: Part, scale: str) -> int:

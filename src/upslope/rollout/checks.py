@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from upslope.errors import EnvironmentFault
 from upslope.policies.layout import Layout, Part
-from upslope.policies.spaces import MaskLayout
+from upslope.policies.legal import MaskLayout
 
 Array = np.ndarray
 SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
@@ -67,6 +67,8 @@ class Checks:
             raise self.fault(f"{of} of type {array.dtype} where the space says {dtype}")
         own = _copied(array, dtype)
         self._check_finite(own, name + part.named(), rows)
+        if own.dtype != array.dtype and own.dtype.kind != "f" and (own != array).any():
+            raise self.fault(f"{of} beyond what its type {dtype} can hold: {part.space}")
         if bounds is not None:
             outside = (own < bounds[0]) | (own > bounds[1])
             if outside.any():
@@ -80,7 +82,7 @@ class Checks:
         """Return which actions are legal, [N, columns]; all of them where nothing is chosen."""
         try:
             mask = pack()
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except ValueError as error:
             raise self.fault(str(error)) from None
         mask[~acting] = True
         if (row := self.masks.without_option(mask)) is not None:
@@ -132,13 +134,8 @@ class Checks:
 def _bounds(part: Part) -> tuple[Array, Array] | None:
     """Return the least and greatest value a part may have, [...]; None where all are allowed."""
     space = part.space
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    if isinstance(space, spaces.MultiBinary):
-        return np.asarray(0), np.asarray(1)
-    assert isinstance(space, spaces.Box)
+    if not isinstance(space, spaces.Box):
+        return part.limits
     low, high, kind = space.low, space.high, space.dtype
     if kind.kind == "f":
         size = [np.where(np.isfinite(bound), np.abs(bound), 0) for bound in (low, high)]

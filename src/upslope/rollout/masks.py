@@ -12,7 +12,6 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from upslope.errors import EnvironmentFault
-from upslope.policies.spaces import MaskLayout
 from upslope.rollout.checks import Checks
 
 Array = np.ndarray
@@ -26,14 +25,14 @@ class MaskSource:
     """
 
     def __init__(self, env: VectorEnv, checks: Checks) -> None:
-        self._method = _method(env)
+        self._ask, self._one_by_one = _method(env)
         self._checks, self._layout = checks, checks.masks
         self.current: Array | None = None
 
     def begin(self, info: dict[str, Any]) -> None:
         """Read the masks of the first observations."""
         self.current = None
-        if self._layout.columns and (self._method is not None or KEY in info):
+        if self._layout.columns and (self._ask is not None or KEY in info):
             self.update(info, np.ones(self._checks.n_envs, bool))
 
     def follow(
@@ -50,10 +49,13 @@ class MaskSource:
         again: tuple[Array, dict[str, Any]] | None = None,
     ) -> None:
         """Make `current` what the environments say now, checked."""
+        told: Any = None if self._ask is None else self._ask()
 
         def found() -> Array:
-            if self._method is not None:
-                return self._method(self._layout)
+            if self._ask is not None and self._one_by_one:
+                return self._layout.pack_each(told)
+            if self._ask is not None:
+                return self._layout.pack(told, self._checks.n_envs)
             mask, known = self._from_info(info)
             if again is not None:
                 fresh, fresh_known = self._from_info(again[1])
@@ -76,15 +78,15 @@ class MaskSource:
         return self._checks.fault(f"no info[{KEY!r}], which it gave at its reset", row)
 
 
-def _method(env: VectorEnv) -> Callable[[MaskLayout], Array] | None:
-    """Return what asks the environments' own `action_masks`, None where they have none."""
+def _method(env: VectorEnv) -> tuple[Callable[[], Any] | None, bool]:
+    """Return what asks the environments' own `action_masks`, None where they have none, and whether
+    it gives the masks one by one.
+    """
     if hasattr(env, "action_masks"):
-        return lambda layout: layout.pack(env.action_masks(), env.num_envs)
-    if not all(hasattr(env.unwrapped, name) for name in ("call", "envs")) and not hasattr(
-        env.unwrapped, "processes"
-    ):
-        return None
-    if not all(env.unwrapped.call("has_wrapper_attr", "action_masks")):  # type: ignore[attr-defined]
-        return None
-    call = env.unwrapped.call  # type: ignore[attr-defined]
-    return lambda layout: layout.pack_each(call("action_masks"))
+        return env.action_masks, False
+    base: Any = env.unwrapped
+    if not (hasattr(base, "call") and (hasattr(base, "envs") or hasattr(base, "processes"))):
+        return None, False
+    if not all(base.call("has_wrapper_attr", "action_masks")):
+        return None, False
+    return lambda: base.call("action_masks"), True

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
 from upslope.policies.layout import Layout
-from upslope.policies.spaces import MaskLayout
+from upslope.policies.legal import MaskLayout
 from upslope.rollout.checks import Checks
 from upslope.rollout.masks import MaskSource
 from upslope.rollout.workers import close_environments
