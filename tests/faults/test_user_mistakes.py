@@ -15,6 +15,9 @@ import pytest
 
 from tests.command import sentences, upslope_command
 from upslope import checkpoint
+from upslope.seeding import derive32
+
+SEED = derive32(0, "environment", 0)  # of the environments, in a run of seed 0
 
 TINY = ("--policy-kwargs", "{net_arch = [4]}", "--no-recipe", "--final-episodes", 0)
 SMALL = (
@@ -55,7 +58,7 @@ def test_an_observation_that_is_nan_at_step_1000(seconds: int, tmp_path: Path) -
     assert code == 1
     assert sentence == (
         "upslope: environment 0 returned nan as observation at [0], which takes finite numbers, at "
-        "step 1000 since the reset, 1000 in all"
+        f"step 1000 since the reset, 1000 in all, seed {SEED}"
     )
     if seconds:
         assert note == "No checkpoint had been saved yet."
@@ -73,7 +76,7 @@ def test_an_environment_that_raises_keeps_its_traceback(tmp_path: Path) -> None:
     assert 'raise OSError("the robot has fallen over")' in done.stderr
     assert done.stderr.splitlines()[-3:] == [
         "OSError: the robot has fallen over",
-        "raised by environment 0 at step 1000 since the reset, 1000 in all",
+        f"raised by environment 0 at step 1000 since the reset, 1000 in all, seed {SEED}",
         "The last checkpoint, runs/ppo-tests.tiny-tiny-Fails-v0/checkpoints/step-000000000019, is "
         "intact.",
     ]

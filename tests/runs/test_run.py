@@ -58,11 +58,11 @@ def test_what_differs_is_said_and_what_is_finished_stays_as_it_is(
     shutil.copytree(trained[0], tmp_path / "a")
     before = {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").glob("*/*")}
     said: list[str] = []
-    now = made_with() | {"torch": "1.0", "processor": "ABACUS"}
-    monkeypatch.setattr("upslope.runs.run.made_with", lambda: now)
-    monkeypatch.setattr("upslope.agents.saving.made_with", lambda: now)
+    was = made_with(trained[1].agent.engine)
+    now = was | {"torch": "1.0", "processor": "ABACUS"}
+    monkeypatch.setattr("upslope.runs.run.made_with", lambda _: now)
+    monkeypatch.setattr("upslope.agents.saving.made_with", lambda _: now)
     assert run.train(tmp_path / "a", CONFIG, progress=False, say=said.append).finished
-    was = made_with()
     assert said[:2] == [
         f"torch was {was['torch']} and is 1.0: the run goes on, but not bit for bit the same",
         f"processor was {was['processor']} and is ABACUS: the run goes on, but not bit for bit "

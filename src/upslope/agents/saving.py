@@ -24,6 +24,7 @@ from torch import Tensor
 
 from upslope import checkpoint
 from upslope.agents.evaluation import Best
+from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
 from upslope.rollout.collect import under
 
@@ -59,7 +60,7 @@ def state_of(agent: Agent[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "engine_steps": agent.engine.steps,
         "best": best if math.isfinite(agent.best.mean) else None,
         "experience": numbers,
-        "made_with": made_with() | {"engine": agent.engine.rounding},
+        "made_with": made_with(agent.engine),
     }
     return tensors, meta
 
@@ -178,13 +179,14 @@ def spaces(agent: Agent[Any]) -> dict[str, str]:
     return {name: str(space) for name, space in found.items()}
 
 
-def made_with() -> dict[str, str | int]:
+def made_with(engine: TorchEngine) -> dict[str, str | int]:
     """Return the versions and the machine's features that decide how sums come out."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "gymnasium": gymnasium.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": engine.threads,
+        "engine": engine.rounding,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }

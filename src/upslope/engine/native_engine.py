@@ -77,6 +77,7 @@ class NativeEngine(TorchEngine):
         self.structure = structure_of(policy, self.flat)
         self.network = _native.Network(*self.structure)
         self.demanded = demanded
+        self._threads: int | None = None
         self.rounding = f"native {_native.instruction_set()}"
         self.description = f"native ({_native.instruction_set()})"
         flat = self.flat
@@ -86,6 +87,16 @@ class NativeEngine(TorchEngine):
         self._kind: type | None = None  # of the last batch; its fields; its tensors and arrays
         self._names: list[str] = []
         self._batch: tuple[list[Tensor | None], dict[str, Any] | str] | None = None
+
+    @property
+    def threads(self) -> int:
+        """How many threads take the steps: torch's number, unless it has claimed them."""
+        return self._threads or torch.get_num_threads()
+
+    def claim_threads(self) -> None:
+        """Leave one thread to torch, whose others would only get in the way of this engine's."""
+        self._threads = self.threads
+        torch.set_num_threads(1)
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -116,7 +127,7 @@ class NativeEngine(TorchEngine):
             "value_range": -1.0 if how.clip_range_vf is None else how.clip_range_vf,
             "value_weight": how.vf_coef,
             "entropy_weight": how.ent_coef,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
         }
         run = self.network.accumulate
         if chunks is None:
@@ -145,7 +156,7 @@ class NativeEngine(TorchEngine):
             beta_1=BETA_1,
             beta_2=BETA_2,
             epsilon=self.adam_eps,
-            threads=torch.get_num_threads(),
+            threads=self.threads,
         )
         self.check_finite(norm)
         self.steps += 1
@@ -181,7 +192,7 @@ class NativeEngine(TorchEngine):
             choice=action.numpy() if choices else None,
             action=None if choices else action.numpy(),
             log_prob=log_prob.numpy(),
-            threads=torch.get_num_threads(),
+            threads=self.threads,
         )
         return action, log_prob, memory
 
@@ -191,7 +202,7 @@ class NativeEngine(TorchEngine):
         if rows is None:
             return super().value(observation)
         found = torch.empty(len(rows))
-        self.network.values(self._value, rows, found.numpy(), torch.get_num_threads())
+        self.network.values(self._value, rows, found.numpy(), self.threads)
         return found
 
     # -- what it is given ----------------------------------------------------------------------

@@ -82,6 +82,14 @@ class TorchEngine:
         metrics["gradient_norm"] = norm
         return metrics
 
+    @property
+    def threads(self) -> int:
+        """How many threads take the steps."""
+        return torch.get_num_threads()
+
+    def claim_threads(self) -> None:
+        """Have the threads of the process for itself, where it has threads of its own."""
+
     def check_finite(self, norm: float) -> None:
         """Raise NotFiniteError unless the norm of the step's gradient is finite."""
         if not math.isfinite(norm):

@@ -108,6 +108,7 @@ def train(
         say(f"engine: {agent.engine.description}")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        agent.engine.claim_threads()
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
         saved = agent.iteration
         clock = last_save = time.monotonic()
@@ -142,6 +143,7 @@ def train(
             raise
         finally:
             metrics.close()
+            torch.set_num_threads(agent.engine.threads)
     finished = agent.num_timesteps >= agent.target_timesteps
     return Outcome(agent, finished, signals.exit_code)
 
@@ -193,7 +195,7 @@ def resumed(folder: Path, config: RunConfig, agent: Agent[Any], say: Say) -> Age
             "the run and its schedules go on to there"
         )
     torch.set_num_threads(threads)
-    for name, now in (made_with() | {"engine": agent.engine.rounding}).items():
+    for name, now in made_with(agent.engine).items():
         was = before.get(name)
         if was != now:
             say(f"{name} was {was} and is {now}: the run goes on, but not bit for bit the same")
