@@ -51,7 +51,8 @@ def test_a_run(capsys: Captured) -> None:
     assert code_of("train", "ppo", "CartPole-v1", *SHORT) == 0
     out, err = capsys.readouterr()
     assert not err
-    first, learned, returned = out.splitlines()
+    first, engine, learned, returned = out.splitlines()
+    assert engine.startswith("engine: native (")
     assert first == "training ppo on CartPole-v1 for 64 steps in runs/ppo-CartPole-v1"
     assert learned.startswith("learned for ")
     assert returned.startswith("return over 2 episodes, deterministic: mean ")
@@ -129,7 +130,7 @@ MISTAKES = [
     (["pop", "CartPole-v1"], "there is no algorithm 'pop' (did you mean 'ppo'?); there is ppo"),
     (
         ["ppo", "CartPol-v1"],
-        "is not an environment that Gymnasium knows (did you mean 'CartPole-v1",
+        "is not an environment that Gymnasium or EnvPool knows (did you mean 'CartPole-v1",
     ),
     (["ppo", "FlappyBird-v0"], "(did you mean 'upslope/FlappyBird-v0'?)"),
     (["ppo", "no_such_module:A-v0"], "'no_such_module' cannot be imported"),

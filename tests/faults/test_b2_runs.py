@@ -58,7 +58,8 @@ def test_the_one_before_is_used_and_the_end_is_the_same(
     stopped_half_way(folder)
     flip(folder / "checkpoints" / "step-000000000007" / name, 8 * 100 + 3)
     assert run.train(folder, CONFIG, progress=False, say=said.append).finished
-    refused, going_on = said
+    refused, going_on, engine = said
+    assert engine.startswith("engine: ")
     assert refused.startswith("step-000000000007 is refused, the checkpoint before it is used: ")
     assert f"{name} is damaged" in refused
     assert going_on.startswith("going on from step-000000000006 (")

@@ -97,20 +97,6 @@ def test_steps_are_sequences(kind):
     torch.testing.assert_close(found.view(n_steps, n, SIZE), torch.stack(hidden))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_last_states_are_those_of_the_last_rows(kind):
-    """Segments of 3, 2 and 1 rows: each one's memory is the one after its own last row."""
-    layer = layer_of(kind)
-    features = torch.randn(6, INPUTS, generator=seeded(), dtype=torch.float64)
-    start = torch.randn(3, layer.state_size, generator=seeded(1), dtype=torch.float64)
-    _, last = layer.run(features, [3, 2, 1], start)
-    for segment, rows in enumerate(([0, 3, 5], [1, 4], [2])):
-        state = start[segment]
-        for row in rows:
-            _, state = torch_step(layer.layer, features[row], state)
-        torch.testing.assert_close(last[segment], state)
-
-
 def test_gru_backward_is_that_of_finite_differences():
     start = torch.randn(3, 2, generator=seeded(), dtype=torch.float64)
     shapes = [(6, 6), (6, 2), (6,)]
