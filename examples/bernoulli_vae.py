@@ -102,16 +102,18 @@ def held_out_elbo(model: Autoencoder) -> float:
         return model.elbo(digits()[1], EXACT)[0].mean().item()
 
 
-def noise(model: Autoencoder, draws: int = 64) -> dict[str, tuple[float, float]]:
-    """Return variance and squared bias of each estimator, and the exact |gradient|^2."""
+def noise(model: Autoencoder, draws: int = 64) -> dict[str, tuple[float, float, float]]:
+    """Return each estimator's variance, squared bias and its error, and the exact |gradient|^2."""
     x = digits()[0][:BATCH]
     exact = model.encoder_gradient(x, EXACT)
-    found = {EXACT: (0.0, 0.0), "signal": (exact.square().sum().item(), 0.0)}
+    found = {EXACT: (0.0, 0.0, 0.0), "signal": (exact.square().sum().item(), 0.0, 0.0)}
     for method in SAMPLED:
         gradients = torch.stack([model.encoder_gradient(x, method) for _ in range(draws)])
-        trace = us.gradient.quality(gradients, chunk_size=1).trace
-        off = (gradients.mean(0) - exact).square().sum().item()
-        found[method] = (trace, off - trace / draws)  # without bias: the mean is noisy too
+        variance = us.gradient.quality(gradients, chunk_size=1).trace
+        off = (gradients.mean(0) - exact).square().sum().item() - variance / draws  # no bias: 0
+        centred = gradients - gradients.mean(0)
+        error = (2**0.5 * (centred @ centred.T).norm() / draws**2).item()
+        found[method] = (variance, off, error)
     return found
 
 
@@ -156,15 +158,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="40 steps each")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
-    steps, every = (40, 20) if options.quick else (800, 50)
+    steps, every = (40, 20) if options.quick else (600, 60)
     elbo = {method: train(method, steps, every, held_out_elbo) for method in SAMPLED}
     both = train(EXACT, steps, every, lambda model: (held_out_elbo(model), noise(model)))
     elbo[EXACT], noises = zip(*both, strict=True)
     signal = noises[-1]["signal"][0]
     print(f"after {steps} steps; variance and squared bias are in units of |exact gradient|^2")
     for method in METHODS:
-        variance, bias = (part / signal for part in noises[-1][method])
-        print(f"{method:24} ELBO {elbo[method][-1]:.2f}, variance {variance:.3f}, bias {bias:+.3f}")
+        variance, bias, error = (part / signal for part in noises[-1][method])
+        print(f"{method:24} ELBO {elbo[method][-1]:.2f}, variance {variance:.3f}, "
+              f"squared bias {bias:.3f} ± {error:.3f}")  # fmt: skip
     draw(list(range(0, steps + 1, every)), elbo, noises, options.picture)
 
 

@@ -67,11 +67,10 @@ def learn(
         nothing_cut = torch.zeros_like(reward).bool()
         to_go = us.returns.reward_to_go(reward, nothing_cut, gamma=1.0).numpy()
         returns[e, run] = to_go[0]
-        for t in range(len(action)):
-            theta[:, run], w[run] = update(
-                theta[:, run], w[run], action[t], to_go[t], taken[t] * alpha[run],
-                taken[t] * alpha_w[run],
-            )  # fmt: skip
+        now, w_now = theta[:, run], w[run]
+        for a, g, here in zip(action, to_go, taken, strict=True):  # here: the episode goes on
+            now, w_now = update(now, w_now, a, g, here * alpha[run], here * alpha_w[run])
+        theta[:, run], w[run] = now, w_now
     return returns, locked
 
 
@@ -122,10 +121,10 @@ def draw(curves: dict[str, tuple[np.ndarray, float]], best: float, picture: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="5 runs of 60 episodes")
+    parser.add_argument("--quick", action="store_true", help="5 runs of 120 episodes")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
-    curves = experiment(*((5, 60) if options.quick else (100, 1000)))
+    curves = experiment(*((5, 120) if options.quick else (100, 1000)))
     p = torch.tensor([[2**0.5 - 1, 2 - 2**0.5]], dtype=torch.float64).repeat(3, 1)
     best = us.exact.solve(CORRIDOR, p).objective.item()
     for name, (returns, share) in curves.items():
