@@ -146,7 +146,7 @@ def draw(
     right.plot(steps, signal, ":", color="#22303c", label="|exact gradient|²")
     low = min(values[1] for values in elbo.values())  # after the first look
     left.set(xlabel="step", ylabel="ELBO of held-out images, nats", ylim=(low - 1, None))
-    right.set(xlabel="step", ylabel="variance, nats²", yscale="log")
+    right.set(xlabel="step", ylabel="variance of the encoder's gradient, nats²", yscale="log")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
