@@ -25,7 +25,7 @@ def test_a_page_prints_what_it_says(page):
     for code in blocks(page):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, page, "exec"), names)  # one session, from top to bottom
+            exec(compile(code, page, "exec"), names)  # one namespace, from top to bottom
         promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
         assert printed.getvalue().splitlines() == promised
         promises += len(promised)
