@@ -1,0 +1,40 @@
+"""What the pages of the documentation show is run, and prints what the page says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ("exact.md", "gradient.md")
+pytestmark = pytest.mark.docs
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_prints_what_it_says(page):
+    names: dict[str, object] = {}
+    promises = 0
+    for code in blocks(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, page, "exec"), names)  # one namespace, from top to bottom
+        promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+        assert printed.getvalue().splitlines() == promised
+        promises += len(promised)
+    assert promises > 5
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_lead_somewhere(page):
+    text = (DOCS / page).read_text()
+    targets = re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)\"#]+)", text)
+    missing = [target for target in targets if not (DOCS / target).exists()]
+    assert missing == []
