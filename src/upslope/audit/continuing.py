@@ -118,16 +118,16 @@ def by_gae(
 
 
 WINDOWS = (
-    Estimator(name="average reward: λ = 0, exact values", run=by_gae(0.0), samples=1),
-    Estimator(name="average reward: GAE, λ = .9, exact values", run=by_gae(0.9), samples=1),
+    Estimator(name="GAE, λ = 0, exact values", run=by_gae(0.0), samples=1),
+    Estimator(name="GAE, λ = .9, exact values", run=by_gae(0.9), samples=1),
     Estimator(
-        name="average reward: GAE, λ = .9, γ = .5",
+        name="GAE, λ = .9, γ = .5",
         run=by_gae(0.9, gamma=0.5),
         samples=1,
         bias="what follows is discounted, the values are not",
     ),
     Estimator(
-        name="average reward: window without values",
+        name="window without values",
         run=by_gae(1.0, bootstrap=0.0),
         samples=1,
         bias="the window is cut, and nothing counts what follows",
@@ -136,13 +136,13 @@ WINDOWS = (
 
 CYCLES = (
     Estimator(
-        name="average reward: cycles",
+        name="cycles",
         run=per_decision(),
         samples=1,
         variance=lambda problem: problem.variance(),
     ),
     Estimator(
-        name="average reward: cycles, exact values",
+        name="cycles, exact values",
         run=per_decision("value"),
         samples=1,
         variance=lambda problem: problem.variance(baseline=problem.value),

@@ -236,7 +236,7 @@ def off_policy_per_decision(x: Played) -> Tensor:
     )
 
 
-def one_state_visit(problem: EpisodicProblem) -> str:
+def undiscounted(problem: EpisodicProblem) -> str:
     """Return the bias of leaving γᵗ out: none where γ = 1."""
     return "" if problem.mdp.gamma == 1 else "γᵗ is dropped: not the gradient of any objective"
 
@@ -278,7 +278,7 @@ ON_POLICY = (
         name="trajectory_surrogate, discount_state=False",
         run=per_decision(discount_state=False),
         samples=1,
-        bias=one_state_visit,
+        bias=undiscounted,
         variance=lambda problem: problem.variance(discount_state=False),
     ),
     Estimator(
@@ -304,7 +304,7 @@ ON_POLICY = (
     Estimator(name="GAE, λ = 0, exact values", run=by_gae("value", 0.0), samples=1),
     Estimator(name="4-step return, exact values", run=four_steps, samples=1),
     Estimator(
-        name="clipped_surrogate at ratio 1, GAE",
+        name="clipped_surrogate, λ = 1, wrong values",
         run=by_gae("wrong_value", 1.0, clip=True),
         samples=1,
         variance=_wrong_value,

@@ -6,7 +6,6 @@ them, [R], to be differentiated: what a user would write, with one batch element
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
-from upslope.audit.problems import Exact, Problem
+from upslope.audit.problems import Exact, Problem, log_ratio
 from upslope.gradient import (
     Constant,
     Learned,
@@ -24,11 +23,10 @@ from upslope.gradient import (
     Optimal,
     expectation,
     graph_surrogate,
-    score,
     surrogate,
 )
 from upslope.gradient.support import finite_support
-from upslope.losses import clipped_surrogate, policy_gradient_loss
+from upslope.losses import clipped_surrogate, kl_estimate, policy_gradient_loss
 
 N = 4
 
@@ -168,9 +166,26 @@ def own_deviation(case: Case) -> Tensor:
     return (surrogate(log_prob, (f - f.mean(0)) / (f.std(0) + 1e-4))).mean(0)
 
 
+def of_divergence(kind: str) -> Callable[[Case], Tensor]:
+    """Return the surrogate of an estimate of KL(π || π₀) from each sample; f is not used."""
+
+    def run(case: Case) -> Tensor:
+        x = case.distribution.sample(torch.Size([N]))
+        log_prob = case.distribution.log_prob(x)
+        estimate = kl_estimate(log_prob, log_prob - log_ratio(x, case.theta), kind)
+        return surrogate(log_prob, estimate).mean(0)
+
+    return run
+
+
 def plain_f(problem: Problem) -> bool:
-    """Return whether f does not depend on θ, so that weighting log-probabilities is enough."""
-    return "θ" not in problem.name
+    """Return whether weighting log-probabilities is enough: f does not depend on θ."""
+    return not problem.depends
+
+
+def is_divergence(problem: Problem) -> bool:
+    """Return whether f is ln π/π₀."""
+    return problem.f is log_ratio
 
 
 OVER_N = "of order 1/n"
@@ -216,9 +231,7 @@ ESTIMATORS = (
     Estimator(
         name="score, graph of three draws",
         run=per_bit_graph,
-        takes=lambda problem: isinstance(
-            problem.make(torch.tensor(problem.theta)), Independent
-        ),
+        takes=lambda problem: isinstance(problem.make(torch.tensor(problem.theta)), Independent),
         variance=lambda problem: Exact(problem).constant_baseline(float(Exact(problem).value)),
     ),
     Estimator(
@@ -228,7 +241,7 @@ ESTIMATORS = (
         takes=plain_f,
     ),
     Estimator(
-        name="clipped_surrogate at ratio 1, leave-one-out",
+        name="clipped_surrogate, leave-one-out",
         run=clipped,
         variance=lambda problem: Exact(problem).leave_one_out(N),
         takes=plain_f,
@@ -258,4 +271,12 @@ ESTIMATORS = (
         bias="another scale for each group, and another direction",
         takes=plain_f,
     ),
+    Estimator(name="kl_estimate k1", run=of_divergence("k1"), takes=is_divergence),
+    Estimator(
+        name="kl_estimate k2",
+        run=of_divergence("k2"),
+        bias="its mean is the divergence to third order only",
+        takes=is_divergence,
+    ),
+    Estimator(name="kl_estimate k3", run=of_divergence("k3"), takes=is_divergence),
 )

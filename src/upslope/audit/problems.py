@@ -18,6 +18,7 @@ from upslope.gradient.score import score
 from upslope.gradient.support import finite_support
 
 NODES = 4097  # on 12 standard deviations to either side
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,8 @@ class Problem:
     """(x [n, *batch, *event], θ) -> f(x) [n, *batch]; may depend on θ itself."""
     behaviour: tuple[float, ...]
     """The parameters of the distribution that importance sampling draws from."""
+    depends: bool = False
+    """Whether f depends on θ, so that weighting log-probabilities is not enough."""
     known: dict[str, float] = field(default_factory=dict)
     """Variances of one sample that are known otherwise, by the name of the estimator."""
 
@@ -72,7 +75,7 @@ class Exact:
         """Return n times the variance of the estimate from n samples.
 
         With h = f - E[f] it is tr Var(s h + ∇f) + (tr E[s sᵀ] Var(f) + |E[s h]|²) / (n - 1): the
-        error of the mean over the others is independent of the own sample. ∇f is a constant here.
+        error of the mean over the others is independent of the own sample.
         """
         h = self.f - self.value
         fisher = self.p @ self.score.square().sum(1)
@@ -91,8 +94,9 @@ class Exact:
         return (self.p[:, None] * rows).sum(0)
 
     def _trace(self, rows: Tensor, ratio: Tensor) -> float:
-        square = (self.p * ratio) @ rows.square().sum(1)
-        return float(square - self.gradient.square().sum())
+        square = float((self.p * ratio) @ rows.square().sum(1))
+        variance = square - float(self.gradient.square().sum())
+        return variance if variance > ROUNDING * square else 0.0
 
 
 # ---------------------------------------------------------------- the problems
@@ -106,6 +110,15 @@ def _square_of_sum(x: Tensor, theta: Tensor) -> Tensor:
 
 
 REWARDS = (1.0, 2.0, 5.0)
+REFERENCE = (0.2, 0.5, 0.3)  # probabilities that a divergence is taken to
+
+
+def log_ratio(x: Tensor, theta: Tensor) -> Tensor:
+    """Return ln π(x) - ln π₀(x), what the divergence from the reference is the mean of."""
+    log_prob = theta.log_softmax(-1).expand(*x.shape, -1).gather(-1, x[..., None]).squeeze(-1)
+    return log_prob - torch.tensor(REFERENCE, dtype=torch.float64).log()[x]
+
+
 DISTRIBUTIONS = (
     Problem(
         name="normal: N(1, 1), f = x²",
@@ -113,7 +126,7 @@ DISTRIBUTIONS = (
         make=lambda theta: Normal(theta[..., 0], theta[..., 1]),
         f=lambda x, theta: x**2,
         behaviour=(1.3, 1.2),
-        known={"pathwise": 16.0},  # (2 x)² = 4 σ² + ... : 4 in the mean, 12 in the deviation
+        known={"pathwise": 16.0},  # 4 σ² in the mean, 4 μ² + 8 σ² in the deviation
     ),
     Problem(
         name="bernoulli: σ(0), f = (b - .45)²",
@@ -135,5 +148,14 @@ DISTRIBUTIONS = (
         make=_bits,
         f=_square_of_sum,
         behaviour=(0.3, 0.1, 0.7),
+        depends=True,
+    ),
+    Problem(
+        name="divergence: softmax, f = ln π/π₀",
+        theta=(0.5, -0.5, 0.2),
+        make=lambda theta: Categorical(logits=theta),
+        f=log_ratio,
+        behaviour=(0.2, 0.0, 0.1),
+        depends=True,
     ),
 )

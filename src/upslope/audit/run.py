@@ -54,7 +54,7 @@ PROBLEMS: tuple[AnyProblem, ...] = (
         name="gridworld: 3 x 3, γ = .9",
         mdp=gridworld(3, 3, terminal=[(2, 2)], wall_reward=-2.0, gamma=0.9),
         features=tabular(9, 4),
-        theta=_waves(36, 0.5),
+        theta=_waves(36, 0.5) + torch.tensor([0, 0.8, 0.8, 0], dtype=torch.float64).repeat(9),
     ),
     EpisodicProblem(
         name="walk: 5 states, γ = .9",
@@ -144,9 +144,7 @@ def _of_distribution(problem: Problem, count: int, seed: int) -> Iterator[Row]:
         yield _row(problem, estimator, torch.cat(parts), exact.gradient)
 
 
-def _of_episodes(
-    problem: EpisodicProblem, count: int, source: torch.Generator
-) -> Iterator[Row]:
+def _of_episodes(problem: EpisodicProblem, count: int, source: torch.Generator) -> Iterator[Row]:
     truth = problem.exact()
     on_policy, off_policy = episodes.draw(problem, count, source)
     for played, table in ((on_policy, episodes.ON_POLICY), (off_policy, episodes.OFF_POLICY)):
