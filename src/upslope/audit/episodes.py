@@ -44,8 +44,8 @@ class EpisodicProblem:
     """θ [P]."""
     factor: float = 1.0
     """What the gradient is multiplied by: 1 / E[L], where an episode is one cycle."""
-    behaviour_mix: float = 0.1
-    """How much of the uniform policy is in the behaviour of importance sampling."""
+    shift: Tensor | float = 0.0
+    """θ of the behaviour that importance sampling draws from, minus θ."""
 
     @property
     def policy(self) -> Tensor:
@@ -55,7 +55,7 @@ class EpisodicProblem:
     @property
     def behaviour(self) -> Tensor:
         """b [S, A]."""
-        return (1 - self.behaviour_mix) * self.policy + self.behaviour_mix / self.mdp.n_actions
+        return probabilities(self.theta + self.shift, self.features)
 
     @property
     def value(self) -> Tensor:
@@ -90,9 +90,7 @@ class Played:
         keep = episodes.state.shape[1] // n * n
         columns = {k: v[:, :keep] for k, v in vars(episodes).items()}
         self.episodes = e = Episodes(**columns)
-        self.mask, self.terminated = e.mask, e.terminated
-        self.reward = e.reward.masked_fill(~e.mask, 0.0)
-        self.ended = e.terminated | ~e.mask
+        self.mask, self.reward, self.ended = e.mask, e.reward, e.terminated
         self.never = torch.zeros_like(e.mask)
         self.log_prob = problem.policy.log()[e.state, e.action].requires_grad_()
         self.reference = problem.behaviour.log()[e.state, e.action]
@@ -105,7 +103,7 @@ class Played:
 
     def returns(self) -> Tensor:
         """Return G_0 of each episode, [N]."""
-        return discounted_return(self.reward, self.gamma)
+        return discounted_return(self.reward.masked_fill(~self.mask, 0.0), self.gamma)
 
     def grouped(self, x: Tensor) -> Tensor:
         """Return one number for each episode as [n, R], samples first."""

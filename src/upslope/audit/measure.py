@@ -129,6 +129,6 @@ def largest_z(gradients: Tensor, expected: Tensor, along: Tensor) -> float:
     error = spread / math.sqrt(len(gradients))
     size = torch.cat([expected.abs().max().expand(len(expected)), along.new_ones(1)])
     rounding = ROUNDING * (size + spread)
-    far = mean.abs() > rounding
+    far = ~(mean.abs() <= rounding)  # also where it is NaN
     z = torch.where(far, mean.abs() / error, torch.zeros_like(error))
     return float(z.nan_to_num(nan=math.inf, posinf=math.inf).max())

@@ -49,18 +49,21 @@ PROBLEMS: tuple[AnyProblem, ...] = (
         mdp=short_corridor(),
         features=shared(3, 2),
         theta=torch.zeros(2, dtype=torch.float64),
+        shift=torch.tensor([-0.05, 0.05], dtype=torch.float64),
     ),
     EpisodicProblem(
         name="gridworld: 3 x 3, γ = .9",
         mdp=gridworld(3, 3, terminal=[(2, 2)], wall_reward=-2.0, gamma=0.9),
         features=tabular(9, 4),
         theta=_waves(36, 0.5) + torch.tensor([0, 0.8, 0.8, 0], dtype=torch.float64).repeat(9),
+        shift=_waves(36, 0.4).flip(0),
     ),
     EpisodicProblem(
         name="walk: 5 states, γ = .9",
         mdp=random_walk(5, gamma=0.9),
         features=tabular(5, 2),
         theta=_waves(10, 0.3),
+        shift=_waves(10, 0.6).flip(0),
     ),
     ContinuingProblem(
         name="two states: average reward, P(stay) = .8, .1",

@@ -14,12 +14,12 @@ from torch import Tensor
 from upslope.errors import ArgumentError
 from upslope.exact import FiniteMDP
 
-LONGEST = 5_000  # steps of an episode; the shipped ones end long before
+LONGEST = 2_000  # steps of an episode; the shipped ones end long before
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Episodes:
-    """N episodes, time-major [T, N]; what follows an end is anything, and `mask` False there."""
+    """N episodes, time-major [T, N]; after the end of one, steps of another, which do not count."""
 
     state: Tensor
     """s_t."""
@@ -69,8 +69,9 @@ def play(
 ) -> Episodes:
     """Return `count` episodes under a policy [S, A]; with `steps`, cut there and never sooner.
 
-    They begin in `start` [S], by default the problem's own. Raises ArgumentError where an episode
-    does not end within five thousand steps.
+    They begin in `start` [S], by default the problem's own. Those that end before the longest one
+    does begin anew in state 0, with `mask` False. Raises ArgumentError where an episode does not
+    end within two thousand steps.
     """
     begin = mdp.start if start is None else start
     state = torch.multinomial(begin, count, replacement=True, generator=source)
