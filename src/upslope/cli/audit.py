@@ -19,7 +19,7 @@ from upslope.cli.options import parse, split
 from upslope.errors import ArgumentError
 from upslope.runs.files import explained, replace_text
 
-WIDE = 160  # columns, where the output is no terminal
+WIDE = 180  # columns, where the output is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
