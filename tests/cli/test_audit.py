@@ -60,7 +60,8 @@ def test_files(tmp_path: Path, capsys: Captured) -> None:
     folder = tmp_path / "new" / "folder"
     assert sorted(path.name for path in folder.iterdir()) == ["audit.md", "audit.png"]
     text = (folder / "audit.md").read_text()
-    assert text.startswith("### bernoulli")
+    assert text.startswith("# upslope audit\n\n9 of 9 rows")
+    assert "\n## bernoulli" in text
     assert "| score, leave-one-out | 4 |" in text
     assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
@@ -111,12 +112,12 @@ def test_sentences() -> None:
 
 def test_markdown_by_hand() -> None:
     text = markdown([row(), row(0.5, "other", "dice | cup", bias="some", declared_scale=None)])
-    head, rule, line = text.splitlines()[2:5]
+    head, rule, line = text.splitlines()[6:9]
     assert head.count("|") == rule.count("|") == line.count("|") == 11
     assert line == (
         "| score | 1 | 0.0 | 1.000 ± 0.010 | 1.0000 | 0.0101 |  | 99 | 0.0101 | unbiased |"
     )
-    assert "### dice | cup" in text
+    assert "## dice | cup" in text
     assert "biased as declared |" in text
     assert [table.title for table in tables([row(), row(problem="b"), row(problem="b")])] == [
         "coin",
@@ -136,7 +137,7 @@ def test_the_documented_table_is_current() -> None:
     """The same problems, estimators and exact variances; the noise is not compared."""
 
     def names(text: str) -> list[tuple[str, ...]]:
-        lines = [line for line in text.splitlines() if line.startswith(("###", "| "))]
+        lines = [line for line in text.splitlines() if line.startswith(("##", "| "))]
         cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
         return [cell if len(cell) == 1 else (*cell[:2], cell[6]) for cell in cells]
 

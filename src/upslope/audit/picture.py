@@ -24,7 +24,7 @@ def draw(rows: Iterable[Row], path: Path) -> None:
 
     columns = split(list(by_problem(rows)))
     height = max(sum(len(group) + 4 for _, group in column) for column in columns)
-    figure = Figure(figsize=(9 * len(columns), INCHES * height + 1), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9 * len(columns), INCHES * height + 1), dpi=100, layout="constrained")
     parts = figure.subfigures(1, len(columns), squeeze=False)[0]
     for part, column in zip(parts, columns, strict=True):
         sizes = [len(group) + 1.5 for _, group in column]
@@ -84,7 +84,7 @@ def _scale(axes: Any, name: str, group: list[Row]) -> None:
             color=colour(row),
             ms=4.5,
             lw=1.2,
-            clip_on=False,
+            clip_on=shape == "o",  # a bar ends at the frame, not in the labels
             zorder=3,
         )
     axes.axvline(1, color=INK, lw=0.9)

@@ -47,10 +47,11 @@ def tables(rows: Iterable[Row]) -> Iterator[Table]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Return the same in Markdown, with a heading for each problem."""
-    lines: list[str] = []
+    """Return the same in Markdown, with the summary, and a heading for each problem."""
+    rows = list(rows)
+    lines = ["# upslope audit", "", *[f"{line}." for line in summary(rows)], ""]
     for name, group in by_problem(rows):
-        lines += [f"### {name}", "", "| " + " | ".join([*COLUMNS, "verdict"]) + " |"]
+        lines += [f"## {name}", "", "| " + " | ".join([*COLUMNS, "verdict"]) + " |"]
         lines += ["|---" + "|---:" * (len(COLUMNS) - 1) + "|---|"]
         for row in group:
             found = [cell.replace("|", "\\|") for cell in (*cells(row), verdict_of(row))]
