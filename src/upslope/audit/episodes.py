@@ -27,7 +27,7 @@ from upslope.losses import clipped_surrogate, policy_gradient_loss
 from upslope.returns import discounted_return, gae, n_step, reward_to_go
 
 GROUP = 4
-CUT = 5  # steps, where episodes are cut and go on
+CUT = 5  # steps, where episodes are cut
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,19 +109,28 @@ class Played:
         """Return one number for each episode as [n, R], samples first."""
         return x.reshape(self.n, -1)
 
-    def gae(self, value: Tensor, gae_lambda: float, truncated: Tensor | None = None) -> Tensor:
-        """Return the advantage with values [S] of states, also where nobody may read them."""
+    def gae(self, value: Tensor, gae_lambda: float, cut: bool = False) -> Tensor:
+        """Return the advantage with values [S] of states, also where nobody may read them.
+
+        With `cut`, episodes are truncated every few steps, and another one goes on in the column,
+        as in a rollout.
+        """
         e = self.episodes
-        cut = self.never if truncated is None else truncated
-        return gae(
-            self.reward,
-            value[e.state],
-            value[e.next_state],
-            self.ended,
-            cut,
+        row = torch.arange(len(e.state))[:, None].expand(e.state.shape)
+        truncated = (row % CUT == CUT - 1) if cut else self.never
+        column = torch.arange(e.state.shape[1])
+        moved = (column + row // CUT * int(cut)) % len(column)
+        back = (column - row // CUT * int(cut)) % len(column)
+        advantage = gae(
+            self.reward.gather(1, moved),
+            value[e.state].gather(1, moved),
+            value[e.next_state].gather(1, moved),
+            self.ended.gather(1, moved),
+            truncated,
             gamma=self.gamma,
             gae_lambda=gae_lambda,
         )
+        return advantage.gather(1, back)
 
     def weighted(self, weight: Tensor) -> Tensor:
         """Return Σ γᵗ weight ln π over all episodes, by the loss that agents use."""
@@ -176,9 +185,7 @@ def by_gae(
     """Return Σ γᵗ A_t ln π, or PPO's clipped surrogate of the same at ratio 1."""
 
     def run(x: Played) -> Tensor:
-        t = torch.arange(len(x.reward))[:, None].expand(x.reward.shape)
-        truncated = (t % CUT == CUT - 1) if cut else None
-        advantage = x.gae(getattr(x.problem, values), gae_lambda, truncated)
+        advantage = x.gae(getattr(x.problem, values), gae_lambda, cut)
         if not clip:
             return x.weighted(advantage)
         log_ratio = x.log_prob - x.log_prob.detach()
