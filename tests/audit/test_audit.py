@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from upslope import audit as package
-from upslope.audit import PROBLEMS, audit, continuing, episodes, estimators, passed
+from upslope.audit import PROBLEMS, audit, continuing, episodes, estimators, passed, played
 from upslope.errors import ArgumentError
 from upslope.gradient import LeaveOneOut, MovingAverage, Optimal
 from upslope.returns import gae, reward_to_go
@@ -136,7 +136,7 @@ def test_gae_over_a_termination(monkeypatch):
         return gae(reward + options["gamma"] * next_value * terminated, value, next_value,
                    terminated, truncated | nowhere, **options)  # fmt: skip
 
-    monkeypatch.setattr(episodes, "gae", wrong)
+    monkeypatch.setattr(played, "gae", wrong)
     assert {"GAE, λ = .9, exact values", "GAE, λ = 1, wrong values"} <= fallen("walk")
 
 

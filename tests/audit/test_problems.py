@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from upslope.audit.continuing import ContinuingProblem
-from upslope.audit.episodes import EpisodicProblem
+from upslope.audit.played import EpisodicProblem
 from upslope.audit.problems import DISTRIBUTIONS, Exact, Problem
 from upslope.audit.run import PROBLEMS
 from upslope.audit.sampling import play, probabilities, scores, shared, tabular

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from upslope.audit.episodes import EpisodicProblem, per_decision
+from upslope.audit.episodes import per_decision
 from upslope.audit.estimators import Estimator
+from upslope.audit.played import EpisodicProblem
 from upslope.audit.sampling import Episodes, play, probabilities, scores
 from upslope.exact import FiniteMDP, Solution, policy_gradient, solve
 from upslope.losses import policy_gradient_loss

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.audit import continuing, episodes, estimators
+from upslope.audit import continuing, episodes, estimators, played
 from upslope.audit.continuing import ContinuingProblem, Windows
-from upslope.audit.episodes import EpisodicProblem
 from upslope.audit.estimators import Case, Estimator
 from upslope.audit.measure import Row, measure
+from upslope.audit.played import EpisodicProblem
 from upslope.audit.problems import DISTRIBUTIONS, Exact, Problem
 from upslope.audit.sampling import shared, tabular
 from upslope.errors import ArgumentError, suggest
@@ -149,10 +149,10 @@ def _of_distribution(problem: Problem, count: int, seed: int) -> Iterator[Row]:
 
 def _of_episodes(problem: EpisodicProblem, count: int, source: torch.Generator) -> Iterator[Row]:
     truth = problem.exact()
-    on_policy, off_policy = episodes.draw(problem, count, source)
-    for played, table in ((on_policy, episodes.ON_POLICY), (off_policy, episodes.OFF_POLICY)):
+    on_policy, off_policy = played.draw(problem, count, source)
+    for which, table in ((on_policy, episodes.ON_POLICY), (off_policy, episodes.OFF_POLICY)):
         for estimator in table:
-            yield _row(problem, estimator, episodes.gradients(problem, played, estimator), truth)
+            yield _row(problem, estimator, played.gradients(problem, which, estimator), truth)
 
 
 def _of_continuing(
@@ -163,9 +163,9 @@ def _of_continuing(
     for estimator in continuing.WINDOWS:
         yield _row(problem, estimator, continuing.gradients(problem, windows, estimator), truth)
     cycles = problem.cycles()
-    played, _ = episodes.draw(cycles, count, source)
+    own, _ = played.draw(cycles, count, source)
     for estimator in continuing.CYCLES:
-        yield _row(cycles, estimator, episodes.gradients(cycles, played, estimator), truth)
+        yield _row(cycles, estimator, played.gradients(cycles, own, estimator), truth)
 
 
 def _row(problem: Any, estimator: Estimator, gradients: Tensor, exact: Tensor) -> Row:
