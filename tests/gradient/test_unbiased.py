@@ -148,6 +148,21 @@ def test_masked_logits():
     assert report.exact[1] == 0
 
 
+def test_f_is_not_asked_about_what_is_impossible():
+    logits = leaf(0.0, 1, -1)
+    policy = D.Categorical(logits=logits.masked_fill(torch.tensor([False, True, False]), -math.inf))
+    reward = torch.tensor([1.0, math.inf, 4], dtype=F64)
+
+    def f(a):
+        assert (a != 1).all()
+        return reward[a]
+
+    report = check_unbiased(surrogate, policy, f)
+    assert report.unbiased
+    p = logits.detach()[::2].softmax(0)
+    assert report.exact.tolist() == pytest.approx([float(-3 * p.prod()), 0, float(3 * p.prod())])
+
+
 def test_where_the_exact_gradient_is_zero():
     policy, _ = softmax()
 

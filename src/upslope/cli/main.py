@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train an agent, or go on with a run",
     "evaluate": "play whole episodes with a run's policy and print the returns",
     "video": "film a run's policy",
+    "audit": "hold every estimator against the exact gradient: bias, variance, noise",
     "list": "show the algorithms, and the environments that have a recipe",
     "demo": "learn Flappy Bird in five minutes, then play it and film it",
 }
@@ -27,6 +28,7 @@ Policy gradients, from the log-derivative trick to GRPO.
   upslope train runs/NAME --resume       go on with a run that was stopped or killed
   upslope evaluate runs/NAME             how good is it?
   upslope video runs/NAME                film it
+  upslope audit                          are the gradients right, and how noisy?
 
 commands:
 {commands}
