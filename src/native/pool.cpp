@@ -22,6 +22,22 @@ inline void pause() {
 #endif
 }
 
+// While one of these lives, numbers too small for a float's full precision (below 1.2e-38) count as 0 in this thread. A
+// policy that is nearly sure of its actions makes gradients of them, and x86 takes a hundred times as long for each.
+class Flushed {
+ public:
+#if defined(__x86_64__)
+  Flushed() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(before_ | 0x8040); }
+  ~Flushed() { __builtin_ia32_ldmxcsr(before_); }
+  Flushed(const Flushed&) = delete;
+
+ private:
+  unsigned before_;
+#else
+  Flushed() {}
+#endif
+};
+
 // What is to be done is one number: which call (24 bits), threads it takes (8), tasks (16), next task (16). A task is
 // taken by exchanging the whole number, so that a thread that was late for one call cannot take a task of the next.
 struct Ticket {
@@ -49,6 +65,7 @@ class Pool {
 
  private:
   void take_tasks(int worker) {
+    const Flushed flushed;
     Ticket ticket{ticket_.load()};
     while (ticket.next() < ticket.tasks() && worker <= ticket.threads()) {
       if (!ticket_.compare_exchange_weak(ticket.bits, ticket.bits + 1)) continue;
@@ -83,6 +100,7 @@ std::mutex one_call;
 void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* context) {
   threads = std::min({threads, tasks, MOST_THREADS});
   if (threads <= 1) {
+    const Flushed flushed;
     for (int task = 0; task < tasks; ++task) work(context, task, 0);
     return;
   }

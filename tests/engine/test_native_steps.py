@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from functools import partial
 
 import numpy as np
@@ -220,6 +221,23 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, in
     assert engine.steps == 1
     after = engine.state()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere such numbers cost nothing")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_too_small_for_full_precision_are_zero(threads, instruction_set):
+    """Such numbers, of a policy that is nearly sure, would make a step ten times as long."""
+    rows, index = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT)
+    rows.advantage.fill_(1e-39)
+    loss, was = partial(plain_loss, vf_coef=0.0, ent_coef=0.0), torch.get_num_threads()
+    engine = NativeEngine(policy_of(), max_grad_norm=None, demanded=True)
+    try:
+        torch.set_num_threads(threads)
+        engine.step(loss, rows, index, 1e-3)
+    finally:
+        torch.set_num_threads(was)
+    assert not engine.flat.gradient.any()
+    assert torch.tensor(1e-39) / 2 > 0  # and this thread counts as it did before
 
 
 # ---- acting --------------------------------------------------------------------------------------
