@@ -1,12 +1,13 @@
 """Train the recipes on several seeds and write the table of what they learn.
 
-    python benchmarks/learning.py                      # CartPole, Acrobot, Pendulum; five seeds
+    python benchmarks/learning.py                      # every environment of the table; five seeds
     python benchmarks/learning.py --envs CartPole-v1 --seeds 10
 
 Every seed counts. The figure of a seed is the mean return of 100 whole episodes, played by the
 deterministic policy on environments that were seen neither in training nor in choosing the best
 policy. The interval is Student's t over seeds, 95 %. Each run has one thread, and as many runs go
-on at once as there are processors.
+on at once as there are processors. What was measured before stays in the table until its
+environment is measured again (`results/learning.json`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,37 @@ from scipy import stats
 from upslope import __version__, recipes
 
 # environment: the mean return that the recipe is to reach
-GOALS = {"CartPole-v1": 490.0, "Acrobot-v1": -85.0, "Pendulum-v1": -180.0}
+GOALS = {
+    "CartPole-v1": 490.0,
+    "Acrobot-v1": -85.0,
+    "Pendulum-v1": -180.0,
+    "upslope/CartPoleNoVelocity-v0": 475.0,
+    "LunarLander-v3": 240.0,
+    "BipedalWalker-v3": 250.0,
+    "InvertedPendulum-v5": 995.0,
+    "HalfCheetah-v5": 2500.0,
+    "Hopper-v5": 2400.0,
+    "Walker2d-v5": 2300.0,
+    "Ant-v5": 1000.0,
+}
+# environment: mean returns published for PPO, after as many steps unless it is said; MuJoCo's of
+# v3 and v4, which differ from v5 but for HalfCheetah
+PUBLISHED = {
+    "CartPole-v1": "490 (CleanRL, 500k), 498.9 (SLM-Lab)",
+    "Acrobot-v1": "-81",
+    "Pendulum-v1": "-172 (100k)",
+    "LunarLander-v3": "242 (v2)",
+    "HalfCheetah-v5": "1,443 (CleanRL) to 5,784 (Tianshou)",
+    "Hopper-v5": "2,383 (CleanRL), 2,609 (Tianshou)",
+    "Walker2d-v5": "2,288 (CleanRL), 3,589 (Tianshou)",
+    "Ant-v5": "1,007 to 3,258",
+}
 RESULTS = Path(__file__).parent / "results"
 
 
 def run(env: str, seed: int, runs: Path) -> dict[str, float]:
     """Train one seed by the command line; returns its evaluation and how long it took."""
-    name = f"{env}-{seed}"
+    name = f"{env.replace('/', '-')}-{seed}"
     command = [sys.executable, "-m", "upslope.cli", "train", "ppo", env, "--seed", str(seed)]
     command += ["--runs", str(runs), "--name", name, "--final-episodes", "100", "--quiet"]
     began = time.perf_counter()
@@ -47,7 +72,8 @@ def run(env: str, seed: int, runs: Path) -> dict[str, float]:
     found = json.loads((runs / name / "evaluation.json").read_text())
     returns = np.array(found["returns"])
     print(f"{env} seed {seed}: {returns.mean():.1f} in {seconds:.0f} s", flush=True)
-    return {"seed": seed, "mean": returns.mean(), "lowest": returns.min(), "seconds": seconds}
+    lowest = float(returns.min())
+    return {"seed": seed, "mean": float(returns.mean()), "lowest": lowest, "seconds": seconds}
 
 
 def row(env: str, results: list[dict[str, float]]) -> str:
@@ -61,7 +87,7 @@ def row(env: str, results: list[dict[str, float]]) -> str:
     verdict = "yes" if means.mean() >= goal else "no"
     return (
         f"| {env} | {steps:,} | {means.mean():.1f} | ±{half:.1f} | {means.min():.1f} | {goal:g} "
-        f"| {verdict} | {seconds:.0f} s | {each} |"
+        f"| {verdict} | {PUBLISHED.get(env, '')} | {seconds:.0f} s | {each} |"
     )
 
 
@@ -73,30 +99,39 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.md")
     chosen = parser.parse_args()
+    kept = chosen.output.with_suffix(".json")
+    measured = json.loads(kept.read_text()) if kept.exists() else {}
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(chosen.at_once) as pool:
         jobs = {
             env: [pool.submit(run, env, seed, Path(folder)) for seed in range(chosen.seeds)]
             for env in chosen.envs
         }
-        rows = [row(env, [job.result() for job in submitted]) for env, submitted in jobs.items()]
+        for env, submitted in jobs.items():
+            measured[env] = [job.result() for job in submitted]
+            kept.write_text(json.dumps(measured, indent=1) + "\n")
+    rows = [row(env, measured[env]) for env in GOALS if env in measured]
     versions = (
         f"upslope {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"gymnasium {gymnasium.__version__}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     )
+    header = (
+        "| environment | steps | mean | 95 % interval | worst seed | goal | reached | published "
+    )
+    header += "| time | each seed |"
     table = f"""# What the recipes learn
 
-PPO, {chosen.seeds} seeds (0 to {chosen.seeds - 1}), all counted. Each seed: the mean return of 100
-episodes, deterministic, by the best policy of the run's own evaluations, on episodes not seen
-before. Made by `python benchmarks/learning.py` on {datetime.date.today()};
+PPO, all seeds counted, none left out. Each seed: the mean return of 100 episodes, deterministic, by
+the best policy of the run's own evaluations, on episodes not seen before. Made by
+`python benchmarks/learning.py`, last on {datetime.date.today()};
 {versions}.
 "Time" is the median wall-clock time of a whole run on one thread, evaluations included,
 {chosen.at_once} at once.
 
-| environment | steps | mean | 95 % interval | worst seed | goal | reached | time | each seed |
-|---|---|---|---|---|---|---|---|---|
+{header}
+|{"---|" * 10}
 """ + "\n".join(rows)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(table + "\n")
     print(table)
 
