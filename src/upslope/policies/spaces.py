@@ -167,6 +167,8 @@ class ActionHead(nn.Module):
                 inside = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
                 shaped = np.where(shaped > 0, space.high - inside, space.low + inside)
             return np.clip(shaped, space.low, space.high).astype(space.dtype, copy=False)
+        if isinstance(space, spaces.Discrete) and action.dtype == np.int64 and not space.start:
+            return action.reshape(len(action))
         whole = action.astype(np.int64, copy=False).reshape(len(action), *part.shape)
         if isinstance(space, spaces.MultiBinary):
             return whole.astype(space.dtype)
