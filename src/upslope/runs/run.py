@@ -245,14 +245,15 @@ def evaluate(
     """
     config = RunConfig.read(folder, allow_import=allow_import)
     agent = load_agent(folder, config, which=which, say=say)
-    played = run_episodes(
-        agent,
-        config.env,
-        config.evaluation.final_episodes if episodes is None else episodes,
-        seed=derive32(agent.config.seed, "final evaluation") if seed is None else seed,
-        env_kwargs=config.env_kwargs | (env_kwargs or config.evaluation.final_env_kwargs),
-        backend=agent.stream.backend,
-    )
+    with one_thread():
+        played = run_episodes(
+            agent,
+            config.env,
+            config.evaluation.final_episodes if episodes is None else episodes,
+            seed=derive32(agent.config.seed, "final evaluation") if seed is None else seed,
+            env_kwargs=config.env_kwargs | (env_kwargs or config.evaluation.final_env_kwargs),
+            backend=agent.stream.backend,
+        )
     scored = not np.isnan(played.scores).any()
     told = {
         "policy": which,
@@ -263,6 +264,17 @@ def evaluate(
     }
     replace_text(folder / "evaluation.json", json.dumps(told) + "\n")
     return played
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch use one thread: for the few rows of an evaluation more cost time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
