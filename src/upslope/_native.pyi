@@ -1,4 +1,4 @@
-"""The native engine, built from src/native: a network over flat parameters, and Adam."""
+"""The native part, built from src/native: a network over flat parameters, Adam, recurrent cells."""
 
 import numpy as np
 
@@ -65,6 +65,52 @@ def adam(
     epsilon: float,
     threads: int,
 ) -> float: ...
+def lstm_forward(
+    projected: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    counts: list[int],
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    cells: np.ndarray,
+    threads: int,
+) -> None: ...
+def lstm_backward(
+    d_hidden: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    counts: list[int],
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    cells: np.ndarray,
+    d_gates: np.ndarray,
+    before: np.ndarray,
+    threads: int,
+) -> None: ...
+def gru_forward(
+    projected: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    start: np.ndarray,
+    counts: list[int],
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    inner: np.ndarray,
+    threads: int,
+) -> None: ...
+def gru_backward(
+    d_hidden: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    counts: list[int],
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    inner: np.ndarray,
+    d_gates: np.ndarray,
+    d_products: np.ndarray,
+    before: np.ndarray,
+    threads: int,
+) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
