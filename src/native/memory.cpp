@@ -61,8 +61,8 @@ void run(Kernels::Cell* Kernels::* cell, const Shape& shape, Recurrence r, const
   in_parallel(tasks, threads, work);
 }
 
-void lstm_forward(In projected, In weight, In start, const Counts& counts, Out hidden, Out gates, Out cells,
-                  int threads) {
+void lstm_forward(const Counts& counts, int threads, In projected, In weight, In start, Out hidden, Out gates,
+                  Out cells) {
   const Shape shape(4, weight, start, 2, counts);
   Recurrence r{};
   r.projected = shape.data(projected, 4), r.start = start.data();
@@ -70,8 +70,8 @@ void lstm_forward(In projected, In weight, In start, const Counts& counts, Out h
   run(&Kernels::lstm_forward, shape, r, counts, weight.data(), true, threads);
 }
 
-void lstm_backward(In d_hidden, In weight, In start, const Counts& counts, Out hidden, Out gates, Out cells, Out d_gates,
-                   Out before, int threads) {
+void lstm_backward(const Counts& counts, int threads, In d_hidden, In weight, In start, Out hidden, Out gates,
+                   Out cells, Out d_gates, Out before) {
   const Shape shape(4, weight, start, 2, counts);
   Recurrence r{};
   r.d_hidden = shape.data(d_hidden, 1), r.start = start.data();
@@ -80,8 +80,8 @@ void lstm_backward(In d_hidden, In weight, In start, const Counts& counts, Out h
   run(&Kernels::lstm_backward, shape, r, counts, weight.data(), false, threads);
 }
 
-void gru_forward(In projected, In weight, Vector<const float> bias, In start, const Counts& counts, Out hidden,
-                 Out gates, Out inner, int threads) {
+void gru_forward(const Counts& counts, int threads, In projected, In weight, Vector<const float> bias, In start,
+                 Out hidden, Out gates, Out inner) {
   const Shape shape(3, weight, start, 1, counts);
   need(bias.shape(0) == weight.shape(0), "the bias is of another size");
   Recurrence r{};
@@ -90,8 +90,8 @@ void gru_forward(In projected, In weight, Vector<const float> bias, In start, co
   run(&Kernels::gru_forward, shape, r, counts, weight.data(), true, threads);
 }
 
-void gru_backward(In d_hidden, In weight, In start, const Counts& counts, Out hidden, Out gates, Out inner, Out d_gates,
-                  Out d_products, Out before, int threads) {
+void gru_backward(const Counts& counts, int threads, In d_hidden, In weight, In start, Out hidden, Out gates,
+                  Out inner, Out d_gates, Out d_products, Out before) {
   const Shape shape(3, weight, start, 1, counts);
   Recurrence r{};
   r.d_hidden = shape.data(d_hidden, 1), r.start = start.data();
@@ -103,12 +103,12 @@ void gru_backward(In d_hidden, In weight, In start, const Counts& counts, Out hi
 }  // namespace
 
 void upslope::bind_memory(nb::module_& m) {
-  m.def("lstm_forward", &lstm_forward, "projected"_a, "weight"_a, "start"_a, "counts"_a, "hidden"_a, "gates"_a,
-        "cells"_a, "threads"_a);
-  m.def("lstm_backward", &lstm_backward, "d_hidden"_a, "weight"_a, "start"_a, "counts"_a, "hidden"_a, "gates"_a,
-        "cells"_a, "d_gates"_a, "before"_a, "threads"_a);
-  m.def("gru_forward", &gru_forward, "projected"_a, "weight"_a, "bias"_a, "start"_a, "counts"_a, "hidden"_a, "gates"_a,
-        "inner"_a, "threads"_a);
-  m.def("gru_backward", &gru_backward, "d_hidden"_a, "weight"_a, "start"_a, "counts"_a, "hidden"_a, "gates"_a,
-        "inner"_a, "d_gates"_a, "d_products"_a, "before"_a, "threads"_a);
+  m.def("lstm_forward", &lstm_forward, "counts"_a, "threads"_a, "projected"_a, "weight"_a, "start"_a, "hidden"_a,
+        "gates"_a, "cells"_a);
+  m.def("lstm_backward", &lstm_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_a,
+        "gates"_a, "cells"_a, "d_gates"_a, "before"_a);
+  m.def("gru_forward", &gru_forward, "counts"_a, "threads"_a, "projected"_a, "weight"_a, "bias"_a, "start"_a,
+        "hidden"_a, "gates"_a, "inner"_a);
+  m.def("gru_backward", &gru_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_a,
+        "gates"_a, "inner"_a, "d_gates"_a, "d_products"_a, "before"_a);
 }

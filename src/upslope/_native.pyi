@@ -66,50 +66,50 @@ def adam(
     threads: int,
 ) -> float: ...
 def lstm_forward(
+    counts: list[int],
+    threads: int,
     projected: np.ndarray,
     weight: np.ndarray,
     start: np.ndarray,
-    counts: list[int],
     hidden: np.ndarray,
     gates: np.ndarray,
     cells: np.ndarray,
-    threads: int,
 ) -> None: ...
 def lstm_backward(
+    counts: list[int],
+    threads: int,
     d_hidden: np.ndarray,
     weight: np.ndarray,
     start: np.ndarray,
-    counts: list[int],
     hidden: np.ndarray,
     gates: np.ndarray,
     cells: np.ndarray,
     d_gates: np.ndarray,
     before: np.ndarray,
-    threads: int,
 ) -> None: ...
 def gru_forward(
+    counts: list[int],
+    threads: int,
     projected: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
     start: np.ndarray,
-    counts: list[int],
     hidden: np.ndarray,
     gates: np.ndarray,
     inner: np.ndarray,
-    threads: int,
 ) -> None: ...
 def gru_backward(
+    counts: list[int],
+    threads: int,
     d_hidden: np.ndarray,
     weight: np.ndarray,
     start: np.ndarray,
-    counts: list[int],
     hidden: np.ndarray,
     gates: np.ndarray,
     inner: np.ndarray,
     d_gates: np.ndarray,
     d_products: np.ndarray,
     before: np.ndarray,
-    threads: int,
 ) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

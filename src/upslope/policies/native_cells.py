@@ -40,6 +40,11 @@ def applies(*tensors: Tensor) -> bool:
     return BUILT and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
 
 
+def rounding() -> str:
+    """Return whose sums the native cells have: what an exact resume must not change."""
+    return f"native {_native.instruction_set()}"
+
+
 class NativeLstmCell(torch.autograd.Function):
     """`LstmCell`, natively."""
 
@@ -51,9 +56,8 @@ class NativeLstmCell(torch.autograd.Function):
         weight, start = weight.contiguous(), start.contiguous()
         hidden, cells = (projected.new_empty(len(projected), weight.shape[1]) for _ in range(2))
         gates = torch.empty_like(projected, memory_format=torch.contiguous_format)
-        given = arrays(projected, weight, start)
-        found = arrays(hidden, gates, cells)
-        _native.lstm_forward(*given, counts, *found, torch.get_num_threads())
+        known = arrays(projected, weight, start, hidden, gates, cells)
+        _native.lstm_forward(counts, torch.get_num_threads(), *known)
         ctx.save_for_backward(weight, start, hidden, gates, cells)
         ctx.counts = counts
         return hidden
@@ -64,9 +68,8 @@ class NativeLstmCell(torch.autograd.Function):
         """Return the gradients of projections and weight, back through time."""
         weight, start, hidden, gates, cells = ctx.saved_tensors
         d_gates, before = torch.empty_like(gates), torch.empty_like(hidden)
-        given = arrays(d_hidden, weight, start)
-        known = arrays(hidden, gates, cells, d_gates, before)
-        _native.lstm_backward(*given, ctx.counts, *known, torch.get_num_threads())
+        known = arrays(d_hidden, weight, start, hidden, gates, cells, d_gates, before)
+        _native.lstm_backward(ctx.counts, torch.get_num_threads(), *known)
         return d_gates, d_gates.t() @ before, None, None
 
 
@@ -86,9 +89,8 @@ class NativeGruCell(torch.autograd.Function):
         weight, start = weight.contiguous(), start.contiguous()
         hidden, inner = (projected.new_empty(len(projected), weight.shape[1]) for _ in range(2))
         gates = torch.empty_like(projected, memory_format=torch.contiguous_format)
-        given = arrays(projected, weight, bias, start)
-        found = arrays(hidden, gates, inner)
-        _native.gru_forward(*given, counts, *found, torch.get_num_threads())
+        known = arrays(projected, weight, bias, start, hidden, gates, inner)
+        _native.gru_forward(counts, torch.get_num_threads(), *known)
         ctx.save_for_backward(weight, start, hidden, gates, inner)
         ctx.counts = counts
         return hidden
@@ -99,9 +101,8 @@ class NativeGruCell(torch.autograd.Function):
         """Return the gradients of projections, weight and bias, back through time."""
         weight, start, hidden, gates, inner = ctx.saved_tensors
         d_gates, d_products, before = (torch.empty_like(x) for x in (gates, gates, hidden))
-        given = arrays(d_hidden, weight, start)
-        known = arrays(hidden, gates, inner, d_gates, d_products, before)
-        _native.gru_backward(*given, ctx.counts, *known, torch.get_num_threads())
+        known = arrays(d_hidden, weight, start, hidden, gates, inner, d_gates, d_products, before)
+        _native.gru_backward(ctx.counts, torch.get_num_threads(), *known)
         return d_gates, d_products.t() @ before, d_products.sum(0), None, None
 
 
