@@ -2,6 +2,7 @@
 #pragma once
 
 #include "blocks.hpp"
+#include "cells.hpp"
 
 namespace {
 
@@ -119,5 +120,6 @@ void adam(const Adam& a, int64_t n, float* __restrict gradient, float* __restric
 
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
-const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME, gradient, act, values, add, square, adam};
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME, gradient,     act,           values,      add,         square,
+                                  adam,         pack,         lstm_forward,  lstm_backward, gru_forward, gru_backward};
 }  // namespace upslope

@@ -1,6 +1,4 @@
 // The native engine as Python sees it: a network over flat parameters, its gradient, acting, values; Adam; GAE.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -8,31 +6,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
+#include "binding.hpp"
 #include "plan.hpp"
 #include "pool.hpp"
 
-namespace nb = nanobind;
 using namespace upslope;
 using namespace nb::literals;
 
 namespace {
-
-template <class T, class... Rest>
-using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rest...>;
-template <class T>
-using Vector = Array<T, nb::ndim<1>>;
-template <class T>
-using Rows = Array<T, nb::ndim<2>>;
-template <class T>
-using Given = std::optional<Array<T>>;  // actions are int64 for choices, float32 for numbers; masks may be absent
 
 // ---------------------------------------------------------------- instruction sets
 std::vector<const Kernels*> available() {
@@ -48,7 +34,11 @@ std::vector<const Kernels*> available() {
   return found;
 }
 
-const Kernels* kernels = available().front();
+}  // namespace
+
+const Kernels* upslope::kernels = available().front();
+
+namespace {
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
@@ -63,24 +53,6 @@ void use_instruction_set(const std::string& name) {
       return;
     }
   throw std::invalid_argument("this processor has no " + name);
-}
-
-// ---------------------------------------------------------------- memory
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats zeros(int64_t n) {
-  const size_t bytes = padded(std::max<int64_t>(n, 1)) * sizeof(float);
-  auto* p = static_cast<float*>(std::aligned_alloc(64, bytes));
-  if (p == nullptr) throw std::bad_alloc();
-  std::fill_n(p, bytes / sizeof(float), 0.0f);
-  return Floats(p);
-}
-
-void need(bool fine, const char* what) {
-  if (!fine) throw std::invalid_argument(what);
 }
 
 // ---------------------------------------------------------------- the network
@@ -326,6 +298,7 @@ NB_MODULE(_native, m) {
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
   m.def("adam", &adam, "parameters"_a, "gradient"_a, "first"_a, "second"_a, "learning_rate"_a, "step"_a, "max_norm"_a,
         "beta_1"_a, "beta_2"_a, "epsilon"_a, "threads"_a);
+  bind_memory(m);
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels->name); });
   m.def("use_instruction_set", &use_instruction_set);

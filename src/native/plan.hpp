@@ -77,6 +77,25 @@ struct Adam {
   float scale;                                                    // of the gradient, below 1 where it is clipped
 };
 
+// Gated cells over packed sequences: counts[t] rows at step t, from row offsets[t] on, those of longer segments first. A
+// cell has G gates; what a direction does not read or write is null. See cells.hpp.
+struct Recurrence {
+  int size;                             // H
+  int64_t steps;
+  const int64_t *counts, *offsets;
+  const float* weight;                  // packed
+  const float* bias;                    // [3 H], of a GRU
+  const float* projected;               // [M][G H]
+  const float* start;                   // [K][S]
+  float* gates;                         // [M][G H]
+  float* hidden;                        // [M][H]
+  float* saved;                         // [M][H]: c of an LSTM, U_n h + b_n of a GRU
+  const float* d_hidden;                // [M][H]
+  float* d_gates;                       // [M][G H]
+  float* d_products;                    // [M][3 H], of a GRU: the gradient of U h + b
+  float* before;                        // [M][H]: h one step before
+};
+
 // One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
 struct Kernels {
   const char* name;
@@ -89,6 +108,11 @@ struct Kernels {
   void (*add)(const float* const* slices, int count, int64_t n, float* out);  // out[i] += sum over slices
   double (*square)(const float* x, int64_t n);
   void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
+  // The weight [gates H][H] of a cell as the next four read it: for the forward pass turned.
+  void (*pack)(const float* weight, int gates, int size, bool turned, float* packed);
+  // Segments first .. last - 1 through time.
+  using Cell = void(const Recurrence&, int64_t first, int64_t last, float* scratch);
+  Cell *lstm_forward, *lstm_backward, *gru_forward, *gru_backward;
 };
 
 inline int64_t scratch_floats(const Plan& plan) {

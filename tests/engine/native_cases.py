@@ -20,7 +20,7 @@ if MISSING and os.environ.get("CI"):
 if MISSING:
     pytest.skip(f"no native engine: {MISSING}", allow_module_level=True)
 
-from upslope.engine import _native
+from upslope import _native
 
 INSTRUCTION_SETS = _native.instruction_sets()
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}

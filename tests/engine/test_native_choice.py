@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import upslope as us
 from tests.engine.native_cases import PlainPolicy, instruction_set, rows_for
+from upslope import _native
 from upslope.agents.ppo import ppo_loss
-from upslope.engine import _native
 from upslope.engine.native_engine import NativeEngine, make_engine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.engine.twins import coefficients

@@ -19,8 +19,8 @@ from tests.engine.native_cases import (
     instruction_set,
     rows_for,
 )
+from upslope import _native
 from upslope.agents.ppo import ppo_loss
-from upslope.engine import _native
 from upslope.engine.native_engine import NativeEngine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.engine.twins import twin

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from upslope.errors import ArgumentError
-from upslope.policies.memory import MEMORIES, Gru, GruCell, Lstm, Memory, Sequences
+from upslope.policies.cells import GruCell
+from upslope.policies.memory import MEMORIES, Gru, Lstm, Memory, Sequences
 
 KINDS = ("lstm", "gru")
 INPUTS, SIZE = 3, 4

@@ -23,7 +23,7 @@ from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
 
 try:
-    from upslope.engine import _native
+    from upslope import _native
 
     MISSING = ""
 except ImportError as error:  # installed where there was no C++ compiler

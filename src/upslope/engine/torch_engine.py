@@ -19,6 +19,7 @@ from torch import Tensor
 
 from upslope.engine.flat import FlatParameters
 from upslope.errors import NotFiniteError
+from upslope.policies import native_cells
 from upslope.policies.actor_critic import ActorCritic
 
 BETA_1, BETA_2 = 0.9, 0.999
@@ -49,7 +50,9 @@ class TorchEngine:
         self.adam_eps = adam_eps
         self.steps = 0
         self.chunk_gradients = torch.zeros(0, self.flat.leading_size)
-        self.rounding = "torch"  # whose sums: what an exact resume must not change
+        # Whose sums: what an exact resume must not change.
+        native = policy.memory_size > 0 and native_cells.applies(self.flat.value)
+        self.rounding = f"torch, memory {native_cells.rounding()}" if native else "torch"
         self.description = "torch"
 
     def step(

@@ -1,4 +1,4 @@
-"""The native engine, built from src/native: a network over flat parameters, and Adam."""
+"""The native part, built from src/native: a network over flat parameters, Adam, recurrent cells."""
 
 import numpy as np
 
@@ -65,6 +65,52 @@ def adam(
     epsilon: float,
     threads: int,
 ) -> float: ...
+def lstm_forward(
+    counts: list[int],
+    threads: int,
+    projected: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    cells: np.ndarray,
+) -> None: ...
+def lstm_backward(
+    counts: list[int],
+    threads: int,
+    d_hidden: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    cells: np.ndarray,
+    d_gates: np.ndarray,
+    before: np.ndarray,
+) -> None: ...
+def gru_forward(
+    counts: list[int],
+    threads: int,
+    projected: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    start: np.ndarray,
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    inner: np.ndarray,
+) -> None: ...
+def gru_backward(
+    counts: list[int],
+    threads: int,
+    d_hidden: np.ndarray,
+    weight: np.ndarray,
+    start: np.ndarray,
+    hidden: np.ndarray,
+    gates: np.ndarray,
+    inner: np.ndarray,
+    d_gates: np.ndarray,
+    d_products: np.ndarray,
+    before: np.ndarray,
+) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...

@@ -1,0 +1,50 @@
+// What the files that speak with Python share: arrays, checks, memory, and which kernels are in use.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+
+#include "plan.hpp"
+
+namespace upslope {
+
+namespace nb = nanobind;
+
+template <class T, class... Rest>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Rest...>;
+template <class T>
+using Vector = Array<T, nb::ndim<1>>;
+template <class T>
+using Rows = Array<T, nb::ndim<2>>;
+template <class T>
+using Given = std::optional<Array<T>>;  // actions are int64 for choices, float32 for numbers; masks may be absent
+
+extern const Kernels* kernels;  // those of the instruction set in use
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+inline Floats zeros(int64_t n) {
+  const size_t bytes = padded(std::max<int64_t>(n, 1)) * sizeof(float);
+  auto* p = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (p == nullptr) throw std::bad_alloc();
+  std::fill_n(p, bytes / sizeof(float), 0.0f);
+  return Floats(p);
+}
+
+inline void need(bool fine, const char* what) {
+  if (!fine) throw std::invalid_argument(what);
+}
+
+void bind_memory(nb::module_& m);
+
+}  // namespace upslope
