@@ -18,9 +18,7 @@ def main(arguments: list[str]) -> int:
     if words or options:
         raise ArgumentError("list takes nothing: upslope list")
     for algorithm in ALGORITHMS:
-        print(
-            f"{algorithm}: any environment; actions and observations of any space but text and graphs"
-        )
+        print(f"{algorithm}: any environment but those of text, graphs or sequences")
         for env in recipes.names(algorithm):
             steps = recipes.find(algorithm, env).total_timesteps
             print(f"  {env:<26} recipe, {steps:,} steps: upslope train {algorithm} {env}")
