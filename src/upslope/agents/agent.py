@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from upslope import checkpoint, recipes
 from upslope.agents import saving
 from upslope.agents.config import Config, make_config
-from upslope.agents.evaluation import Best, evaluate_policy
+from upslope.agents.evaluation import Best, check_evaluation, evaluate_policy
 from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
 from upslope.engine.native_engine import make_engine
 from upslope.errors import ArgumentError, CheckpointError
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.actor_critic import ActorCritic, make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import Environment, make_stream
@@ -71,20 +71,32 @@ class Agent(Generic[Config]):
         self.env = env
         self.env_kwargs = dict(env_kwargs or {})
         self.device = torch.device(self.config.device)
-        config, seed = self.config, self.config.seed
+        config = self.config
         self.stream = make_stream(env, config.n_envs, env_kwargs=self.env_kwargs, backend=backend)
         spaces = self.stream.observation_space, self.stream.action_space
         self.custom_policy = isinstance(policy, nn.Module)
-        self.policy = make_policy(
-            policy, *spaces, generator=generator(seed, "weights"), **config.policy_kwargs
-        ).to(self.device)
+        self.policy = self.make_policy(policy, *spaces).to(self.device)
         self.engine = make_engine(config.engine, self.policy, max_grad_norm=config.max_grad_norm)
         self.collector = self._make_collector()
         self.iteration = 0
         self.num_timesteps = 0
         self.target_timesteps = 0
         self.best = Best()
-        self.prediction_generator = generator(seed, "predict", device=self.device)
+        self.prediction_generator = generator(config.seed, "predict", device=self.device)
+
+    def make_policy(
+        self, policy: str | nn.Module | None, *spaces: gymnasium.Space[Any]
+    ) -> ActorCritic:
+        """Return the untrained policy over the observation and the action space."""
+        draws, kwargs = generator(self.config.seed, "weights"), self.config.policy_kwargs
+        return make_policy(policy, *spaces, generator=draws, **kwargs)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return what an algorithm has that evolves beside policy and optimiser, by name, live.
+
+        Saved with the agent, and written into when a state is taken up: shapes are fixed.
+        """
+        return {}
 
     def _make_collector(self) -> Collector:
         config, stream, policy = self.config, self.stream, self.policy
@@ -173,7 +185,7 @@ class Agent(Generic[Config]):
     ) -> Self:
         """Go on to the end of the last `learn`, also after the agent was saved and loaded."""
         if eval_freq is not None:
-            self._check_evaluation(eval_freq, eval_env)
+            check_evaluation(eval_freq, eval_env is not None or self.stream.remakes)
         total = self.target_timesteps
         with Progress(total, done=self.num_timesteps, shown=progress_bar) as progress:
             while self.num_timesteps < total:
@@ -196,13 +208,6 @@ class Agent(Generic[Config]):
         self.num_timesteps += rollout.n_valid
         self.iteration += 1
         return self.collector.summary() | metrics
-
-    def _check_evaluation(self, freq: int, env: Environment | None) -> None:
-        if freq < 1:
-            raise ArgumentError(f"eval_freq={freq}: it takes a number of steps of at least 1")
-        if env is None and not isinstance(self.env, str) and not self.stream.remakes:
-            wanted = "eval_env=, an id or a factory"
-            raise ArgumentError(f"eval_freq needs {wanted}: the agent was given an environment")
 
     def evaluate(
         self,

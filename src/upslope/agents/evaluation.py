@@ -32,6 +32,15 @@ class Best:
     """The state of the observation normaliser, which is a part of the policy."""
 
 
+def check_evaluation(freq: int, can_be_made: bool) -> None:
+    """Raise ArgumentError unless evaluations every `freq` steps have environments to play in."""
+    if freq < 1:
+        raise ArgumentError(f"eval_freq={freq}: it takes a number of steps of at least 1")
+    if not can_be_made:
+        wanted = "eval_env=, an id or a factory"
+        raise ArgumentError(f"eval_freq needs {wanted}: the agent was given an environment")
+
+
 class Predicts(Protocol):
     """What can be evaluated: whatever has a `predict` like an agent's."""
 

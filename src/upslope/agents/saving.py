@@ -2,6 +2,7 @@
 
     policy/NAME, adam_m/NAME, adam_v/NAME    parameters, and Adam's moments of them
     best/NAME, best_scale/NAME               the policy of the best evaluation, if there was one
+    own/NAME                                 what the algorithm has beside them, such as traces
     experience/...                           normalisers, open episodes, what the environments need
 
 A state is taken up whole, or refused with every difference named and nothing changed.
@@ -161,7 +162,8 @@ def is_open(name: str) -> bool:
 def fixed_tensors(agent: Agent[Any]) -> dict[str, Any]:
     """Return the tensors whose names and shapes the agent's settings decide, live."""
     buffers = {f"buffer/{name}": buffer for name, buffer in agent.policy.named_buffers()}
-    return agent.engine.state() | buffers
+    own = {f"own/{name}": tensor for name, tensor in agent.own_tensors().items()}
+    return agent.engine.state() | buffers | own
 
 
 def best_tensors(agent: Agent[Any]) -> dict[str, Any]:
