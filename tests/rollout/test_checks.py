@@ -128,7 +128,7 @@ def test_more_than_rounding_is(row):
 
 @pytest.mark.parametrize("backend", ["sync", "envpool"])
 def test_gymnasiums_own_walker_may_somersault(backend):
-    """Its hull turns by more than the pi of its space; what is not finite is refused all the same."""
+    """Its hull turns by more than the pi of its space; what is not finite is refused still."""
     with closing(make_stream("BipedalWalker-v3", 2, backend=backend)) as stream:
         beyond = np.zeros((2, 24), np.float32)
         beyond[1, 0] = 3.2
