@@ -9,10 +9,16 @@ from torch import nn
 
 from upslope import checkpoint
 from upslope.agents.agent import Agent, Environment
+from upslope.agents.dqn import DQN
 from upslope.agents.ppo import PPO
+from upslope.agents.q_learning import QLearning
 from upslope.errors import ArgumentError, suggest
 
-ALGORITHMS: dict[str, type[Agent[Any]]] = {"ppo": PPO}
+ALGORITHMS: dict[str, type[Agent[Any]]] = {
+    "q_learning": QLearning,
+    "dqn": DQN,
+    "ppo": PPO,
+}
 
 
 def algorithm_class(name: str) -> type[Agent[Any]]:
