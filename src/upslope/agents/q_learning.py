@@ -148,16 +148,17 @@ class QLearning(Agent[QLearningConfig]):
 
     def q_learning(self, step: Step, alpha: float) -> Tensor:
         """Move q(s_t, a_t) towards y_t of Q-learning, double Q-learning or expected SARSA."""
-        end, q = (step.reward, step.discount), self.table.values
-        following = q[step.table, step.after]
+        end, following = (step.reward, step.discount), self.table.of(step.table, step.after)
         if self.config.double:
-            other = q[1 - step.table, step.after]
+            other = self.table.of(1 - step.table, step.after)
             target = double_q_target(*end, following, other, step.legal)
         elif self.config.target == "q_learning":
             target = q_target(*end, following, step.legal)
         else:
             target = self.expected_sarsa(step)
-        return move(q.view(-1), self.cell(step)[step.valid], target[step.valid], alpha)
+        return move(
+            self.table.values.view(-1), self.cell(step)[step.valid], target[step.valid], alpha
+        )
 
     def sarsa(self, step: Step, alpha: float) -> Tensor:
         """Move what waited for a_t, then what ends here; the rest waits for a_{t+1}."""
@@ -173,7 +174,7 @@ class QLearning(Agent[QLearningConfig]):
 
     def expected_sarsa(self, step: Step) -> Tensor:
         """Return y_t with the mean over the actions of s_{t+1}, [N]."""
-        following = self.table.values[step.table, step.after]
+        following = self.table.of(step.table, step.after)
         policy = EpsilonGreedy(following, self.policy.epsilon.item(), step.legal)
         return expected_sarsa_target(step.reward, step.discount, following, policy.probabilities)
 
@@ -187,7 +188,8 @@ class QLearning(Agent[QLearningConfig]):
     def steps(self, rollout: Rollout) -> Iterator[Step]:
         """Yield the steps of a rollout as rows of the table."""
         shape = (rollout.n_steps, rollout.n_envs)
-        following, legal = rollout.following()
+        legal = rollout.next_mask()
+        state, after = self.rows(rollout)
         ended = rollout.terminated | rollout.truncated
         if self.collector.segment_is_over():
             ended[-1] = True  # what comes next is in other environments
@@ -199,10 +201,10 @@ class QLearning(Agent[QLearningConfig]):
             coins = generator(self.config.seed, "which table", self.iteration)
             table = torch.randint(2, shape, generator=coins)
         whole = Step(
-            state=self.rows(rollout.observation),
+            state=state,
             action=torch.from_numpy(rollout.action),
             reward=torch.from_numpy(rollout.reward),
-            after=self.rows(following),
+            after=after,
             legal=torch.ones(*shape, self.policy.head.size, dtype=torch.bool)
             if legal is None
             else torch.from_numpy(legal),
@@ -214,10 +216,18 @@ class QLearning(Agent[QLearningConfig]):
         for fields in zip(*(field.to(self.device) for field in whole), strict=True):
             yield Step(*fields)
 
-    def rows(self, observation: np.ndarray) -> Tensor:
-        """Return the rows of the table of observations [T, N, ...], [T, N]."""
-        seen = torch.from_numpy(observation).to(self.device)
-        return self.table.grid(seen.flatten(0, 1)).view(seen.shape[:2])
+    def rows(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return the rows of the table of s_t and of the true s_{t+1}, each [T, N]."""
+
+        def row(observation: np.ndarray) -> Tensor:
+            return self.table.grid(torch.from_numpy(observation).to(self.device))
+
+        state = row(rollout.observation.reshape(-1, *rollout.observation.shape[2:]))
+        state = state.view(rollout.n_steps, rollout.n_envs)
+        after = torch.cat([state[1:], row(rollout.last_observation)[None]])
+        for t, environments, observation in rollout.cut:
+            after[t, torch.from_numpy(environments)] = row(observation)
+        return state, after
 
     # -- set-up --------------------------------------------------------------------------------
 

@@ -36,11 +36,15 @@ class ActionTable(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return q(s, a), [B, A]."""
-        return self.at(self.grid(observation))
+        row = self.grid(observation)
+        if len(self.values) == 1:
+            return self.values[0].index_select(0, row)
+        return self.values[:, row].mean(0)
 
-    def at(self, row: Tensor) -> Tensor:
-        """Return q(s, a) of the states with these rows [B], [B, A]."""
-        return self.values[0][row] if len(self.values) == 1 else self.values[:, row].mean(0)
+    def of(self, table: Tensor, row: Tensor) -> Tensor:
+        """Return the values in row `row` [B] of table number `table` [B], [B, A]."""
+        _, rows, actions = self.values.shape
+        return self.values.view(-1, actions).index_select(0, table * rows + row)
 
 
 def make_action_table(

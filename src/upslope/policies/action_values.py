@@ -63,7 +63,9 @@ class EpsilonGreedy:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log pi(a), [B], for action [B] int64."""
-        return self.probabilities.gather(-1, action.unsqueeze(-1)).squeeze(-1).log()
+        legal = self.q.shape[1] if self.legal is None else self.legal.sum(-1)
+        greedy = (action == self.mode()).to(self.q.dtype)
+        return (self.epsilon / legal + (1 - self.epsilon) * greedy).log()
 
     def entropy(self) -> Tensor:
         """Return -sum_a pi(a) log pi(a), [B]."""

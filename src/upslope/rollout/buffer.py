@@ -90,21 +90,24 @@ class Rollout:
         """The number of environment steps in it."""
         return int(np.count_nonzero(self.valid))
 
-    def following(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return s_{t+1} of every row, the true one, [T, N, ...], and what is legal there.
-
-        The latter is [T, N, columns], None where environments do not say; all is legal in what an
-        episode was cut in if nothing is known of it.
-        """
+    def next_observation(self) -> np.ndarray:
+        """Return s_{t+1} of every row, [T, N, ...]: the true one, also where an episode was cut."""
         after = np.concatenate([self.observation[1:], self.last_observation[None]])
-        legal = None
-        if self.action_mask is not None and self.last_mask is not None:
-            legal = np.concatenate([self.action_mask[1:], self.last_mask[None]])
-        for (t, environments, observation), mask in zip(self.cut, self.cut_mask, strict=True):
+        for t, environments, observation in self.cut:
             after[t, environments] = observation
-            if legal is not None:
-                legal[t, environments] = True if mask is None else mask
-        return after, legal
+        return after
+
+    def next_mask(self) -> np.ndarray | None:
+        """Return what is legal in s_{t+1}, [T, N, columns]; None where environments do not say.
+
+        All is legal in what an episode was cut in if nothing is known of it.
+        """
+        if self.action_mask is None or self.last_mask is None:
+            return None
+        legal = np.concatenate([self.action_mask[1:], self.last_mask[None]])
+        for (t, environments, _), mask in zip(self.cut, self.cut_mask, strict=True):
+            legal[t, environments] = True if mask is None else mask
+        return legal
 
     def flat(self, device: torch.device) -> Batch:
         """Return all rows as one batch, [T N, ...], views on a CPU."""

@@ -87,9 +87,9 @@ class Replay:
             self.ended[(self.added - 1) % self.rows] = True
         self.segment = segment
         where = (self.added + np.arange(rollout.n_steps)) % self.rows
-        following, legal = rollout.following()
+        legal = rollout.next_mask()
         self.observation[where] = rollout.observation
-        self.next_observation[where] = following
+        self.next_observation[where] = rollout.next_observation()
         self.next_legal[where] = True if legal is None else legal
         self.action[where], self.reward[where] = rollout.action, rollout.reward
         self.terminated[where], self.valid[where] = rollout.terminated, rollout.valid
