@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def algorithm_class(name: str) -> type[Agent[Any]]:
             + ", ".join(ALGORITHMS)
         )
     return ALGORITHMS[name.lower()]
+
+
+def described(name: str) -> str:
+    """Return what an algorithm is in one line: the first of its page."""
+    return (sys.modules[algorithm_class(name).__module__].__doc__ or "").splitlines()[0]
 
 
 def load(
