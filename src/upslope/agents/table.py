@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from upslope import checkpoint
+from upslope import checkpoint, recipes
 from upslope.agents.agent import Agent, Environment
 from upslope.agents.dqn import DQN
 from upslope.agents.ppo import PPO
@@ -22,14 +22,23 @@ ALGORITHMS: dict[str, type[Agent[Any]]] = {
 }
 
 
+def algorithm_name(name: str) -> str:
+    """Return the name of an algorithm as it is in `ALGORITHMS`, or raise ArgumentError.
+
+    Capitals, hyphens and underscores are of no account: QLearning and q-learning are q_learning.
+    """
+    for known in ALGORITHMS:
+        if recipes.folded(known) == recipes.folded(name):
+            return known
+    raise ArgumentError(
+        f"there is no algorithm {name!r}{suggest(name.lower(), ALGORITHMS)}; there is "
+        + ", ".join(ALGORITHMS)
+    )
+
+
 def algorithm_class(name: str) -> type[Agent[Any]]:
-    """Return the class of an algorithm by its name, in capitals or not."""
-    if name.lower() not in ALGORITHMS:
-        raise ArgumentError(
-            f"there is no algorithm {name!r}{suggest(name.lower(), ALGORITHMS)}; there is "
-            + ", ".join(ALGORITHMS)
-        )
-    return ALGORITHMS[name.lower()]
+    """Return the class of an algorithm by its name, or raise ArgumentError."""
+    return ALGORITHMS[algorithm_name(name)]
 
 
 def described(name: str) -> str:
