@@ -58,7 +58,7 @@ class Grid(nn.Module):
         self,
         space: gymnasium.Space[Any],
         *,
-        bins: int | Sequence[int] | None = None,
+        bins: int | list[int] | tuple[int, ...] | None = None,
         bounds: Rows | None = None,
         edges: Rows | None = None,
         features: Rows | None = None,
@@ -136,7 +136,7 @@ def _numbers(space: gymnasium.Space[Any]) -> list[Axis]:
 def _even(
     space: gymnasium.Space[Any],
     real: list[Axis],
-    bins: int | Sequence[int] | None,
+    bins: int | list[int] | tuple[int, ...] | None,
     bounds: Rows | None,
 ) -> list[Axis]:
     """Return the axes of real numbers with `bins` between their bounds."""
@@ -147,7 +147,7 @@ def _even(
             f"a table takes observations that can be listed, and {space} has real numbers: give "
             "bins=, a number of cells for each, or edges="
         )
-    counts = [bins] * len(real) if isinstance(bins, int) else list(bins)
+    counts = list(bins) if isinstance(bins, list | tuple) else [bins] * len(real)
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
     if len(counts) != len(real) or not whole:
         takes = f"a whole number of at least 1, or {len(real)} of them"
