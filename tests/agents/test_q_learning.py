@@ -15,7 +15,7 @@ from upslope.seeding import generator
 
 
 class Scripted(gymnasium.Env):
-    """States 0, 1, 2, ... in turn, cut or ended as `ends` says; the reward is 1 + state + action."""
+    """States 0, 1, 2 ... in turn, cut or ended as `ends` says; pays 1 + state + action."""
 
     observation_space = spaces.Discrete(8)
     action_space = spaces.Discrete(2)
@@ -139,17 +139,20 @@ def test_what_is_certain_is_learned_exactly(double):
     assert us.evaluate_policy(agent, "FrozenLake-v1", 5, env_kwargs={"is_slippery": False})[0] == 1
 
 
+@pytest.mark.slow
 def test_frozen_lake_with_chance():
+    """Targets deviate by at most 1/2; where alpha is a, values do by sqrt(a / 2) of that.
+
+    A value forgets 1 / alpha visits, so the last ones count, made with an alpha of .01 or less.
+    """
     mdp = us.exact.from_gymnasium("FrozenLake-v1", gamma=0.9)
     best = us.exact.value_iteration(mdp)
     agent = us.QLearning(
-        "FrozenLake-v1", n_envs=64, gamma=0.9, epsilon=1.0, learning_rate="linear(0.3, 0.001)"
+        "FrozenLake-v1", n_envs=64, gamma=0.9, epsilon=1.0, learning_rate="linear(0.2)"
     ).learn(150_000)
-    # the noise that alpha leaves: alpha / 2 of a target's variance, at most 1/4, and ten times its
-    # root where errors add up, 1 / (1 - gamma); 4.5 of these
     found = agent.table.values[0].double()
-    assert (found - best.q).abs().max() < 4.5 * 10 * (0.001 / 2 / 4) ** 0.5
-    assert us.exact.solve(mdp, greedy(agent)).objective > 0.98 * best.objective
+    assert (found - best.q).abs().max() < 4.5 * (0.01 / 2) ** 0.5 / 2
+    assert us.exact.solve(mdp, greedy(agent)).objective > 0.9 * best.objective
 
 
 @pytest.mark.slow
@@ -162,6 +165,7 @@ def test_recipes_find_the_optimal_return_exactly(env):
     assert found.objective == pytest.approx(float(best.objective), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sarsa_keeps_away_from_the_cliff():
     """Sutton and Barto 2018, example 6.6: it earns more while it explores, and less without."""
     settings = {"n_envs": 16, "gamma": 1.0, "epsilon": 0.1, "learning_rate": 0.3, "seed": 0}
@@ -224,10 +228,10 @@ def test_what_it_does_not_take_is_refused(env, settings, words):
 
 # ---- golden numbers ------------------------------------------------------------------------------
 GOLDEN = {
-    "q_learning": {"sum": 0.0, "square": 0.0},
-    "sarsa": {"sum": 0.0, "square": 0.0},
-    "expected_sarsa": {"sum": 0.0, "square": 0.0},
-    "double": {"sum": 0.0, "square": 0.0},
+    "q_learning": {"sum": -5.7870872, "square": 10.684786},
+    "sarsa": {"sum": -7.6648788, "square": 14.602363},
+    "expected_sarsa": {"sum": -6.9583876, "square": 11.84},
+    "double": {"sum": -7.9784472, "square": 9.5861293},
 }
 
 

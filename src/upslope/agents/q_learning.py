@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from upslope.agents.agent import Agent
 from upslope.agents.config import AgentConfig
-from upslope.agents.schedules import Schedule, value_at
+from upslope.agents.schedules import Schedule, check_schedule, value_at
 from upslope.engine.table import TableEngine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, ConfigError
@@ -246,6 +246,9 @@ class QLearning(Agent[QLearningConfig]):
             raise ConfigError(f"double=True takes target='q_learning', got {config.target!r}")
         if config.policy_kwargs or policy is not None:
             raise ConfigError("QLearning has a table: it takes no policy and no policy_kwargs")
+        if config.max_grad_norm is not None:
+            raise ConfigError("max_grad_norm: a table has no gradient, leave it out")
+        check_schedule("learning_rate", config.learning_rate, 1.0)
         return make_action_table(
             "QLearning",
             *spaces,
