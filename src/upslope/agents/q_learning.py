@@ -53,7 +53,8 @@ class QLearningConfig(AgentConfig):
     """The settings of Q-learning."""
 
     n_steps: int = 1
-    """Steps of each environment between updates; with more, actions follow the table later."""
+    """Steps of each environment between updates. With more, actions follow the table later; they
+    are learned from the last to the first (SARSA's in turn), so that a reward reaches them all."""
     learning_rate: Schedule = 0.1
     """alpha, or "linear(0.5)" to take it to 0; larger forgets faster, 1 suits what is certain."""
     epsilon: Schedule = "linear(1, 0.05)"
@@ -186,7 +187,7 @@ class QLearning(Agent[QLearningConfig]):
     # -- from a rollout to steps ---------------------------------------------------------------
 
     def steps(self, rollout: Rollout) -> Iterator[Step]:
-        """Yield the steps of a rollout as rows of the table."""
+        """Yield the steps of a rollout as rows of the table: the last first, but for SARSA."""
         shape = (rollout.n_steps, rollout.n_envs)
         legal = rollout.next_mask()
         state, after = self.rows(rollout)
@@ -213,8 +214,9 @@ class QLearning(Agent[QLearningConfig]):
             valid=torch.from_numpy(rollout.valid),
             table=table,
         )
-        for fields in zip(*(field.to(self.device) for field in whole), strict=True):
-            yield Step(*fields)
+        order = range(rollout.n_steps)
+        for t in order if self.config.target == "sarsa" else reversed(order):
+            yield Step(*(field[t].to(self.device) for field in whole))
 
     def rows(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return the rows of the table of s_t and of the true s_{t+1}, each [T, N]."""
