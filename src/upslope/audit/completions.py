@@ -48,3 +48,18 @@ def token_log_prob(theta: Tensor) -> Tensor:
 def log_prob(theta: Tensor) -> Tensor:
     """Return ln π(y) of all completions, [*batch, 15]."""
     return token_log_prob(theta).sum(-1)
+
+
+def _waves(count: int, size: float) -> Tensor:
+    """Return numbers that are all different, [count]."""
+    return size * torch.sin(torch.arange(1, count + 1, dtype=torch.float64) ** 2)
+
+
+THETA = _waves(SIZE, 0.5)
+"""A policy, [21]."""
+
+REFERENCE = _waves(SIZE, 2.0).flip(0)
+"""Another, to which a divergence is taken, [21]."""
+
+REWARD = torch.tensor([float(sum(y) == 3) for y in COMPLETIONS], dtype=torch.float64)
+"""A verifiable reward of each completion, [15]: 1 where its tokens add up to three, else 0."""
