@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("exact.md", "gradient.md", "group.md", "preference.md")
+PAGES = ("dqn.md", "exact.md", "gradient.md", "group.md", "preference.md", "q_learning.md")
 pytestmark = pytest.mark.docs
 
 
