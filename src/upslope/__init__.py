@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from upslope import envs, errors, exact, gradient, losses, returns
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
+    from upslope.agents.reinforce import REINFORCE
     from upslope.agents.table import load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PPO",
+    "REINFORCE",
     "__version__",
     "envs",
     "errors",
@@ -36,6 +38,7 @@ __all__ = [
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
     "PPO": "upslope.agents.ppo",
+    "REINFORCE": "upslope.agents.reinforce",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",
 }

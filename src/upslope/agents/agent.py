@@ -41,6 +41,7 @@ class Agent(Generic[Config]):
     """An agent on a stream of experience; see the subclass for its algorithm."""
 
     config_class: type[Config]
+    collector_class: type[Collector] = Collector
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class Agent(Generic[Config]):
             kept = np.dtype(np.float32)
         head, steps = policy.head, config.n_steps
         kinds = (layout.shape, kept), (head.shape, head.dtype)
-        return Collector(
+        return self.collector_class(
             stream,
             Rollout(steps, stream.n_envs, *kinds, memory_size=policy.memory_size),
             seed=config.seed,

@@ -10,9 +10,10 @@ from torch import nn
 from upslope import checkpoint
 from upslope.agents.agent import Agent, Environment
 from upslope.agents.ppo import PPO
+from upslope.agents.reinforce import REINFORCE
 from upslope.errors import ArgumentError, suggest
 
-ALGORITHMS: dict[str, type[Agent[Any]]] = {"ppo": PPO}
+ALGORITHMS: dict[str, type[Agent[Any]]] = {"reinforce": REINFORCE, "ppo": PPO}
 
 
 def algorithm_class(name: str) -> type[Agent[Any]]:

@@ -13,6 +13,7 @@ step) is in the buffer and in nothing that is computed from it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ import torch
 from torch import Tensor
 
 from upslope.policies.memory import Sequences
+
+ROWS = ("observation", "action", "log_prob", "reward", "value", "next_value", "advantage")
+ROWS += ("target", "terminated", "truncated", "valid")
 
 
 @dataclass(slots=True)
@@ -80,6 +84,16 @@ class Rollout:
         """(step, environments, the observations they were truncated in)."""
         self.action_mask: np.ndarray | None = None  # made when the first mask is seen
         self.memory = torch.zeros(n_envs, memory_size)
+
+    def first(self, n_steps: int) -> Rollout:
+        """Return its first rows, as views of the same memory."""
+        part = copy.copy(self)
+        part.n_steps = n_steps
+        for name in ROWS:
+            setattr(part, name, getattr(self, name)[:n_steps])
+        if self.action_mask is not None:
+            part.action_mask = self.action_mask[:n_steps]
+        return part
 
     @property
     def n_valid(self) -> int:

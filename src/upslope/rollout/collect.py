@@ -49,6 +49,8 @@ class Collector:
         self.observation_normalizer = observation_normalizer
         self.reward_normalizer = reward_normalizer
         self.use_action_masks = use_action_masks
+        self.behaviour: Act | None = None
+        """What acts instead of the policy, in the same form, where learning is off-policy."""
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
         self.segment = -1
@@ -67,10 +69,10 @@ class Collector:
     ) -> Rollout:
         """Step the environments T times under the policy; returns the filled rollout.
 
-        `act` is another form of `policy.act`, such as an engine's.
+        `act` is another form of `policy.act`, such as an engine's; `behaviour` goes before both.
         """
-        act = act or policy.act
-        rollout, device = self.rollout, next(policy.parameters()).device
+        act = self.behaviour or act or policy.act
+        rollout = self.rollout
         saved, self._saved = self._saved, None
         if self.segment < 0 or self._segment_is_over() or saved == {}:
             self._begin_segment(self.segment + 1)
@@ -81,13 +83,8 @@ class Collector:
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
             for t in range(rollout.n_steps):
-                rollout.observation[t] = self.observation
-                observation = torch.from_numpy(rollout.observation[t]).to(device)
-                mask = self._recorded_mask(t, device)
-                memory = self.memory.to(device)
-                action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
-                rollout.action[t] = action.cpu().numpy()
-                self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
+                step, memory = self._step(t, policy, act, generator)
+                self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
         policy.head.matrix = None
@@ -96,6 +93,19 @@ class Collector:
         if self.replays:
             self.actions.append(rollout.action.copy())
         return rollout
+
+    def _step(
+        self, t: int, policy: ActorCritic, act: Act, generator: torch.Generator
+    ) -> tuple[Step, Tensor]:
+        """Act on the current observations, into row t of the rollout; returns what came of it."""
+        rollout, device = self.rollout, next(policy.parameters()).device
+        rollout.observation[t] = self.observation
+        observation = torch.from_numpy(rollout.observation[t]).to(device)
+        mask = self._recorded_mask(t, device)
+        memory = self.memory.to(device)
+        action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
+        rollout.action[t] = action.cpu().numpy()
+        return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
 
     def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
@@ -113,8 +123,11 @@ class Collector:
         begins = rollout.terminated[t] | rollout.truncated[t] | ~rollout.valid[t]
         self.memory = memory.cpu() * torch.from_numpy(~begins).unsqueeze(1)
 
-    def _record(self, t: int, step: Step) -> None:
-        """Put one step into row t of the rollout and into the statistics."""
+    def _record(self, t: int, step: Step, acting: np.ndarray) -> None:
+        """Put one step into row t of the rollout and into the statistics.
+
+        `acting` [N] is where the observation that is now the current one counts.
+        """
         rollout = self.rollout
         rollout.terminated[t], rollout.truncated[t] = step.terminated, step.truncated
         rollout.valid[t] = step.valid
@@ -130,7 +143,7 @@ class Collector:
             rollout.cut.append((t, cut, self.prepared(step.next_observation[cut])))
         if ended.any():
             self._count_episodes(np.flatnonzero(ended), step)
-        self._see(self.stream.observation, self.stream.acting)
+        self._see(self.stream.observation, acting)
 
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...] as the policy sees them; changes no statistics."""

@@ -1,0 +1,179 @@
+"""REINFORCE: the policy gradient from whole episodes, the weight of each step chosen by name.
+
+    grad J = E_tau[ sum_t w_t grad ln pi(a_t|s_t) ]
+    L      = -1/N sum_n sum_t w_t ln pi(a_t|s_t)  + c_v E_t[(v(s_t) - G_t)^2] - c_e 1/N sum_n sum_t H
+
+    weight="return"         w_t = G_0 - b          the whole return, R(tau)
+    weight="reward_to_go"   w_t = G_t - b_t        times gamma^t where discount_state
+    baseline                b = 0; the mean of G over the episodes; over the others; v(s_t)
+
+over N episodes, one of each environment, all begun and ended under pi (`EpisodeCollector` says why
+that has no length bias). The sum over the steps of an episode is not divided by their number: that
+is what makes it the gradient of J. E_t is the mean over all steps, G_t = r_t + gamma G_t+1 the
+return from t, H the entropy in nats. L is minimised, by one step of Adam for each N episodes.
+
+Unbiased: baseline None, "leave_one_out" and "value", with weight="return" (then J is discounted as
+it stands) or discount_state=True (or gamma = 1). Biased, and how: "mean" has the own return in it,
+(N-1)/N of the gradient with weight="return"; discount_state=False leaves gamma^t out and weighs the
+later states of a discounted problem like the first; normalize_advantage divides by a deviation of
+the same episodes. An episode that is cut, by a time limit or by n_steps, goes on with gamma v(s_L)
+where baseline="value" gives a v (with the bias of v); without one nobody knows what would have
+followed, and it counts as 0: then J is the return up to the cut.
+
+With `behaviour=` the actions are another policy's, and the weights are corrected for it:
+
+    importance="ordinary"          rho_0:L w_t              rho_0:t = prod_k<=t pi_k / b_k
+    importance="self_normalized"   rho_0:L w_t N / sum_n rho_0:L       bias of order 1/N
+    importance="per_decision"      reward r_k gets rho_0:k, not the ratios of later steps
+
+Williams 1992, "Simple statistical gradient-following algorithms"; Sutton and Barto 2018, sections
+13.3 and 13.4; Kool et al. 2019 (leave_one_out); Precup et al. 2000 (per decision).
+Departures: Adam in place of a plain step; gamma^t is left out by default, as deep agents do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.agents.agent import Agent
+from upslope.agents.config import AgentConfig
+from upslope.agents.schedules import Schedule, value_at
+from upslope.engine.twins import twin
+from upslope.errors import ConfigError
+from upslope.losses.policy import policy_gradient_loss
+from upslope.losses.value import value_loss
+from upslope.policies.actor_critic import ActorCritic
+from upslope.returns import mean_baseline, reward_to_go
+from upslope.rollout.buffer import Batch, Rollout
+from upslope.rollout.episodes import EpisodeCollector
+from upslope.rollout.statistics import explained_variance, standardized, step_quality
+from upslope.rollout.values import evaluate_values
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class REINFORCEConfig(AgentConfig):
+    """The settings of REINFORCE."""
+
+    n_envs: int = 8
+    """N: environments, and episodes of each update; more are less noisy and update less often."""
+    n_steps: int = 1000
+    """The most steps of an episode: it is cut there; as many as the task's own limit cut none."""
+    learning_rate: Schedule = 1e-3
+    """Adam's step size, or "linear(1e-3)" to take it to 0; larger learns faster, then breaks."""
+    max_grad_norm: float | None = None
+    """Longest gradient that is taken whole; None never clips, for the sum over an episode is long
+    in itself."""
+    weight: str = "reward_to_go"
+    """What ln pi is multiplied by: reward_to_go, what followed (Sutton and Barto 13.3), or return,
+    the whole, with more variance (Williams 1992)."""
+    baseline: str | None = None
+    """What is subtracted from it: None; mean of the episodes; leave_one_out, of the others; value,
+    a critic. Better ones leave less noise."""
+    discount_state: bool = False
+    """Weigh step t by gamma^t, as the gradient of the discounted return does; False, as deep agents
+    have it, learns late steps as well, along no objective's gradient."""
+    normalize_advantage: bool = False
+    """Centre the weights and divide by their deviation, over all steps of an update."""
+    ent_coef: float = 0.0
+    """c_e, in units of reward for each nat and step; larger explores longer."""
+    vf_coef: float = 0.5
+    """c_v; matters only where the critic shares parameters with the policy."""
+
+
+@twin("plain")
+def reinforce_loss(
+    policy: ActorCritic, batch: Batch, *, vf_coef: float, ent_coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return L, a mean over rows whose advantage is w_t M / N, and what to log of it."""
+    log_prob, entropy, value = policy(batch)
+    policy_loss = policy_gradient_loss(log_prob, batch.advantage)
+    critic_loss = value_loss(value, batch.target)
+    entropy_mean = entropy.mean()
+    loss = policy_loss + vf_coef * critic_loss - ent_coef * entropy_mean
+    return loss, {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": critic_loss.detach(),
+        "entropy": entropy_mean.detach(),
+    }
+
+
+class REINFORCE(Agent[REINFORCEConfig]):
+    """REINFORCE: `us.REINFORCE("CartPole-v1", baseline="value", seed=0).learn(100_000)`.
+
+    Takes an environment id, a factory of environments, or a `gymnasium.vector.VectorEnv`, and as
+    keyword arguments the fields of `REINFORCEConfig`. Raises ArgumentError for what it cannot take.
+    """
+
+    config_class = REINFORCEConfig
+    collector_class = EpisodeCollector
+
+    def __init__(self, env: Any, *misplaced: Any, **given: Any) -> None:
+        super().__init__(env, *misplaced, **given)
+        _check(self.config)
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Take one step along the gradient that N episodes give; returns what to log."""
+        config, steps = self.config, rollout.n_valid
+        learning_rate = value_at(config.learning_rate, self.progress_remaining)
+        index = torch.from_numpy(np.flatnonzero(rollout.valid.ravel()))
+        length = steps / rollout.n_envs  # M / N, which makes a mean over rows one over episodes
+        weight = self.weigh(rollout).flatten()
+        if config.normalize_advantage:
+            weight = standardized(weight, [index])
+        rollout.advantage.copy_((weight * length).view_as(rollout.advantage))
+        learns_value = config.baseline == "value"
+        loss = partial(
+            reinforce_loss,
+            vf_coef=config.vf_coef if learns_value else 0.0,
+            ent_coef=config.ent_coef * length,
+        )
+        chunks = rollout.chunks(index)
+        metrics = self.engine.step(loss, rollout.flat(self.device), index, learning_rate, chunks)
+        found = {name: float(value) for name, value in metrics.items()}
+        if learns_value:
+            found["explained_variance"] = explained_variance(rollout)
+        if chunks is not None:
+            found["signal_to_noise"] = step_quality(self.engine.chunk_gradients, chunks)
+        return found | {"learning_rate": learning_rate}
+
+    def weigh(self, rollout: Rollout) -> Tensor:
+        """Return w_t [T, N], what each ln pi is multiplied by; fills in the critic's target G_t."""
+        config, valid = self.config, torch.from_numpy(rollout.valid)
+        if config.baseline == "value":
+            evaluate_values(self.policy, rollout, self.engine.value)
+        ended = torch.from_numpy(rollout.terminated | rollout.truncated)
+        reward = torch.from_numpy(rollout.reward)
+        target = reward_to_go(reward, ended, config.gamma, rollout.next_value)
+        rollout.target.copy_(target)
+        if config.baseline == "value":
+            baseline = rollout.value
+        elif config.baseline is None:
+            baseline = torch.zeros_like(target)
+        else:
+            baseline = mean_baseline(target, valid, leave_one_out=config.baseline != "mean")
+        if config.weight == "return":
+            return (target - baseline)[:1].expand_as(target)  # G_0 - b, at every step
+        discount = config.gamma ** torch.arange(len(target)) if config.discount_state else 1.0
+        return (target - baseline) * torch.as_tensor(discount).view(-1, 1)
+
+
+def _check(config: REINFORCEConfig) -> None:
+    """Raise ConfigError for settings that do not fit together."""
+    if config.baseline in ("mean", "leave_one_out") and config.n_envs < 2:
+        raise ConfigError(
+            f"n_envs={config.n_envs}: baseline={config.baseline!r} takes at least 2 environments, "
+            "which play the episodes that it compares"
+        )
+    if config.segment_length != AgentConfig.segment_length:
+        raise ConfigError(
+            f"segment_length={config.segment_length}: REINFORCE makes its environments anew for "
+            "every update, leave it out"
+        )
