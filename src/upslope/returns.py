@@ -155,7 +155,7 @@ def vtrace(
     """Return the V-trace targets of steps that a behaviour b took, and their advantages.
 
         v_t = V(s_t) + δ_t + γ c_t (v_{t+1} - V(s_{t+1})),   v_t = V(s_t) + δ_t at an end
-        δ_t = ρ_t (r_t + γ V(s_{t+1}) - V(s_t)),   ρ_t = min(clip_rho, π/b),  c_t = λ min(clip_c, π/b)
+        δ_t = ρ_t (r_t + γ V(s_{t+1}) - V(s_t)),  ρ_t = min(clip_rho, π/b), c_t = λ min(clip_c, π/b)
 
     `log_ratio` is ln π(a_t|s_t) - ln b(a_t|s_t), in nats; the other arguments are those of `gae`.
     clip_rho decides what is estimated: at infinity v of π, towards 0 v of b; clip_c how fast, and

@@ -1,7 +1,7 @@
 """REINFORCE: the policy gradient from whole episodes, the weight of each step chosen by name.
 
     grad J = E_tau[ sum_t w_t grad ln pi(a_t|s_t) ]
-    L      = -1/N sum_n sum_t w_t ln pi(a_t|s_t)  + c_v E_t[(v(s_t) - G_t)^2] - c_e 1/N sum_n sum_t H
+    L      = -1/N sum_n sum_t [w_t ln pi(a_t|s_t) + c_e H(pi(.|s_t))] + c_v E_t[(v(s_t) - G_t)^2]
 
     weight="return"         w_t = G_0 - b          the whole return, R(tau)
     weight="reward_to_go"   w_t = G_t - b_t        times gamma^t where discount_state
@@ -33,7 +33,6 @@ Departures: Adam in place of a plain step; gamma^t is left out by default, as de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,20 +41,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.agents.agent import Agent
+from upslope.agents.agent import Agent, Environment
+from upslope.agents.behaviour import Behaviour, acting, worth
 from upslope.agents.config import AgentConfig
 from upslope.agents.schedules import Schedule, value_at
 from upslope.engine.twins import twin
-from upslope.errors import ConfigError
+from upslope.errors import ArgumentError, ConfigError
+from upslope.gradient.importance import self_normalized_ratio
+from upslope.gradient.surrogate import likelihood_ratio
+from upslope.gradient.trajectory import trajectory_surrogate
 from upslope.losses.policy import policy_gradient_loss
 from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
-from upslope.returns import mean_baseline, reward_to_go
+from upslope.returns import mean_baseline, reward_to_go, vtrace
 from upslope.rollout.buffer import Batch, Rollout
 from upslope.rollout.episodes import EpisodeCollector
 from upslope.rollout.statistics import explained_variance, standardized, step_quality
 from upslope.rollout.values import evaluate_values
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,9 @@ class REINFORCEConfig(AgentConfig):
     discount_state: bool = False
     """Weigh step t by gamma^t, as the gradient of the discounted return does; False, as deep agents
     have it, learns late steps as well, along no objective's gradient."""
+    importance: str | None = None
+    """How actions of a behaviour= are weighted: ordinary, the ratio of the whole episode;
+    self_normalized, over the sum of the ratios; per_decision, of what came before each reward."""
     normalize_advantage: bool = False
     """Centre the weights and divide by their deviation, over all steps of an update."""
     ent_coef: float = 0.0
@@ -115,9 +120,36 @@ class REINFORCE(Agent[REINFORCEConfig]):
     config_class = REINFORCEConfig
     collector_class = EpisodeCollector
 
-    def __init__(self, env: Any, *misplaced: Any, **given: Any) -> None:
+    def __init__(
+        self, env: Environment, *misplaced: Any, behaviour: Behaviour | None = None, **given: Any
+    ) -> None:
+        if behaviour is not None:
+            whole = given.get("weight") == "return"
+            given.setdefault("importance", "ordinary" if whole else "per_decision")
         super().__init__(env, *misplaced, **given)
         _check(self.config)
+        self.behaviour = behaviour
+
+    @property
+    def behaviour(self) -> Behaviour | None:
+        """What acts instead of the policy; to be set again after loading, for no file holds it."""
+        return self._behaviour
+
+    @behaviour.setter
+    def behaviour(self, given: Behaviour | None) -> None:
+        if given is not None and self.config.importance is None:
+            raise ConfigError("importance=None: behaviour= takes an agent with importance weights")
+        self._behaviour = given
+        self.collector.behaviour = None if given is None else acting(given, self)
+
+    def iterate(self) -> dict[str, float]:
+        """Collect one episode of each environment and update on them; returns the metrics."""
+        if self.config.importance is not None and self._behaviour is None:
+            raise ArgumentError(
+                f"importance={self.config.importance!r} takes a behaviour: give behaviour=, or set "
+                "agent.behaviour after loading"
+            )
+        return super().iterate()
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one step along the gradient that N episodes give; returns what to log."""
@@ -125,7 +157,8 @@ class REINFORCE(Agent[REINFORCEConfig]):
         learning_rate = value_at(config.learning_rate, self.progress_remaining)
         index = torch.from_numpy(np.flatnonzero(rollout.valid.ravel()))
         length = steps / rollout.n_envs  # M / N, which makes a mean over rows one over episodes
-        weight = self.weigh(rollout).flatten()
+        weight, found = self.weigh(rollout)
+        weight = weight.flatten()
         if config.normalize_advantage:
             weight = standardized(weight, [index])
         rollout.advantage.copy_((weight * length).view_as(rollout.advantage))
@@ -137,15 +170,18 @@ class REINFORCE(Agent[REINFORCEConfig]):
         )
         chunks = rollout.chunks(index)
         metrics = self.engine.step(loss, rollout.flat(self.device), index, learning_rate, chunks)
-        found = {name: float(value) for name, value in metrics.items()}
+        found |= {name: float(value) for name, value in metrics.items()}
         if learns_value:
             found["explained_variance"] = explained_variance(rollout)
         if chunks is not None:
             found["signal_to_noise"] = step_quality(self.engine.chunk_gradients, chunks)
         return found | {"learning_rate": learning_rate}
 
-    def weigh(self, rollout: Rollout) -> Tensor:
-        """Return w_t [T, N], what each ln pi is multiplied by; fills in the critic's target G_t."""
+    def weigh(self, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        """Return w_t [T, N], what each ln pi is multiplied by, and what to log of the weights.
+
+        Fills in the critic's target.
+        """
         config, valid = self.config, torch.from_numpy(rollout.valid)
         if config.baseline == "value":
             evaluate_values(self.policy, rollout, self.engine.value)
@@ -160,9 +196,48 @@ class REINFORCE(Agent[REINFORCEConfig]):
         else:
             baseline = mean_baseline(target, valid, leave_one_out=config.baseline != "mean")
         if config.weight == "return":
-            return (target - baseline)[:1].expand_as(target)  # G_0 - b, at every step
-        discount = config.gamma ** torch.arange(len(target)) if config.discount_state else 1.0
-        return (target - baseline) * torch.as_tensor(discount).view(-1, 1)
+            weight = (target - baseline)[:1].expand_as(target)  # G_0 - b, at every step
+        else:
+            discount = config.gamma ** torch.arange(len(target)) if config.discount_state else 1.0
+            weight = (target - baseline) * torch.as_tensor(discount).view(-1, 1)
+        if config.importance is None:
+            return weight, {}
+        return self.corrected(rollout, weight, baseline)
+
+    def corrected(
+        self, rollout: Rollout, weight: Tensor, baseline: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the weights for actions that the behaviour took; the critic learns by V-trace."""
+        config = self.config
+        arrays = rollout.reward, rollout.terminated, rollout.truncated, rollout.valid
+        reward, terminated, truncated, valid = map(torch.from_numpy, arrays)
+        with torch.no_grad():
+            taken = self.policy(rollout.flat(self.device))[0].cpu().view_as(reward)
+        log_prob = taken.double().masked_fill(~valid, 0.0)
+        reference = rollout.log_prob.double().masked_fill(~valid, 0.0)
+        if config.baseline == "value":
+            values = rollout.value, rollout.next_value
+            log_ratio = (log_prob - reference).float()
+            found = vtrace(log_ratio, reward, *values, terminated, truncated, gamma=config.gamma)
+            rollout.target.copy_(found.target)
+        whole, held = log_prob.sum(0), reference.sum(0)
+        if config.importance == "ordinary":
+            weight = likelihood_ratio(whole, held) * weight
+        elif config.importance == "self_normalized":
+            weight = self_normalized_ratio(whole, held) * weight
+        else:
+            after = rollout.next_value.masked_fill(~truncated, 0.0)
+            surrogate = trajectory_surrogate(
+                log_prob.requires_grad_(),
+                (reward + config.gamma * after).double(),
+                config.gamma,
+                baseline.double(),
+                discount_state=config.discount_state,
+                reference=reference,
+                mask=valid,
+            )
+            (weight,) = torch.autograd.grad(surrogate.sum(), log_prob)
+        return weight.float(), worth(whole.detach(), held)
 
 
 def _check(config: REINFORCEConfig) -> None:
@@ -171,6 +246,16 @@ def _check(config: REINFORCEConfig) -> None:
         raise ConfigError(
             f"n_envs={config.n_envs}: baseline={config.baseline!r} takes at least 2 environments, "
             "which play the episodes that it compares"
+        )
+    if config.importance == "per_decision" and config.weight == "return":
+        raise ConfigError(
+            "importance='per_decision' takes weight='reward_to_go': the whole return has the ratio "
+            "of the whole episode, importance='ordinary'"
+        )
+    if config.importance is not None and config.normalize_advantage:
+        raise ConfigError(
+            "normalize_advantage=True takes actions of the policy itself: centring weights of a "
+            "behaviour's actions changes their expectation"
         )
     if config.segment_length != AgentConfig.segment_length:
         raise ConfigError(

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from upslope.policies.memory import Sequences
 
-ROWS = ("observation", "action", "log_prob", "reward", "value", "next_value", "advantage")
-ROWS += ("target", "terminated", "truncated", "valid")
+ROWS = (
+    *("observation", "action", "log_prob", "reward", "value", "next_value", "advantage", "target"),
+    *("terminated", "truncated", "valid"),
+)
 
 
 @dataclass(slots=True)
