@@ -44,6 +44,7 @@ from torch import Tensor
 from upslope.agents.agent import Agent, Environment
 from upslope.agents.behaviour import Behaviour, acting, worth
 from upslope.agents.config import AgentConfig
+from upslope.agents.experience import make_collector
 from upslope.agents.schedules import Schedule, value_at
 from upslope.engine.twins import twin
 from upslope.errors import ArgumentError, ConfigError
@@ -55,6 +56,7 @@ from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
 from upslope.returns import mean_baseline, reward_to_go, vtrace
 from upslope.rollout.buffer import Batch, Rollout
+from upslope.rollout.collect import Collector
 from upslope.rollout.episodes import EpisodeCollector
 from upslope.rollout.statistics import explained_variance, standardized, step_quality
 from upslope.rollout.values import evaluate_values
@@ -118,7 +120,6 @@ class REINFORCE(Agent[REINFORCEConfig]):
     """
 
     config_class = REINFORCEConfig
-    collector_class = EpisodeCollector
 
     def __init__(
         self, env: Environment, *misplaced: Any, behaviour: Behaviour | None = None, **given: Any
@@ -150,6 +151,11 @@ class REINFORCE(Agent[REINFORCEConfig]):
                 "agent.behaviour after loading"
             )
         return super().iterate()
+
+    def make_collector(self) -> Collector:
+        """Return what collects whole episodes."""
+        steps = self.config.n_steps
+        return make_collector(self.config, self.stream, self.policy, steps, EpisodeCollector)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one step along the gradient that N episodes give; returns what to log."""
