@@ -26,9 +26,11 @@ Act = Callable[[Tensor, torch.Generator, Tensor, Tensor | None], tuple[Tensor, T
 
 COLLAPSED = (
     "the behaviour's episodes say next to nothing about the policy: their effective sample size is "
-    "below 2, or 5 % of them, so that one or two decide the gradient; the behaviour must be "
-    "positive wherever the policy is and not far from it, and importance='per_decision' or shorter "
-    "episodes lose less (effective_sample_size is logged)"
+    "below 2, or 5 % of them, so that one or two decide the gradient, or their mean weight is far "
+    "below the 1 that it is in expectation, so that what the policy does is not among them; the "
+    "behaviour must be positive wherever the policy is, and not far from it, and "
+    "importance='per_decision' or shorter episodes lose less (effective_sample_size and mean_ratio "
+    "are logged)"
 )
 
 
@@ -116,13 +118,16 @@ def _function(behaviour: Callable[..., Any], shape: tuple[int, ...]) -> Act:
 def worth(log_prob: Tensor, reference: Tensor) -> dict[str, float]:
     """Return what to log of the weights of N episodes, from ln pi and ln b of each whole one, [N].
 
-    Warns where they have collapsed: an effective sample size below 2, or below N / 20.
+    Warns where they have collapsed: an effective sample size below 2, or below N / 20, or a mean
+    below 1/2 that is 4.5 standard errors from the 1 that it is in expectation.
     """
     report, n = importance_report(log_prob, reference), len(log_prob)
-    if n > 2 and report.effective_sample_size < max(2, n / 20):
+    ratio = (log_prob - reference).exp()
+    few = report.effective_sample_size < max(2, n / 20)
+    if n > 2 and (few or float(ratio.mean()) < min(0.5, 1 - 4.5 * float(ratio.std()) / n**0.5)):
         warnings.warn(COLLAPSED, stacklevel=2)
     return {
         "effective_sample_size": report.effective_sample_size,
         "largest_share": report.largest_share,
-        "mean_ratio": float((log_prob - reference).exp().mean()),
+        "mean_ratio": float(ratio.mean()),
     }

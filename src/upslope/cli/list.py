@@ -6,7 +6,7 @@ from upslope import recipes
 from upslope.cli.options import split
 from upslope.errors import ArgumentError
 
-ALGORITHMS = ("ppo",)
+ALGORITHMS = ("reinforce", "ppo")
 
 
 def main(arguments: list[str]) -> int:

@@ -20,6 +20,8 @@ An episode of `n_steps` steps is cut there, which is a truncation like any other
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -58,6 +60,14 @@ class EpisodeCollector(Collector):
         policy.head.matrix = None
         rollout.last_observation[:] = self.observation
         return rollout.first(t + 1)
+
+    def _environments(self) -> dict[str, Any]:
+        """Nothing brings the environments back: the next rollout makes them anew."""
+        return {}
+
+    def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Return what `state` must hold with these numbers, nothing of environments."""
+        return super().expected(numbers | {"segment": -1})
 
 
 def counted(step: Step, playing: np.ndarray, *, at_last: bool) -> Step:
