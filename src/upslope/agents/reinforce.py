@@ -48,6 +48,7 @@ from upslope.agents.experience import make_collector
 from upslope.agents.schedules import Schedule, value_at
 from upslope.engine.twins import twin
 from upslope.errors import ArgumentError, ConfigError
+from upslope.gradient import quality
 from upslope.gradient.importance import self_normalized_ratio
 from upslope.gradient.surrogate import likelihood_ratio
 from upslope.gradient.trajectory import trajectory_surrogate
@@ -55,10 +56,10 @@ from upslope.losses.policy import policy_gradient_loss
 from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
 from upslope.returns import mean_baseline, reward_to_go, vtrace
-from upslope.rollout.buffer import Batch, Rollout
+from upslope.rollout.buffer import Batch, Chunks, Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.episodes import EpisodeCollector
-from upslope.rollout.statistics import explained_variance, standardized, step_quality
+from upslope.rollout.statistics import explained_variance, standardized
 from upslope.rollout.values import evaluate_values
 
 
@@ -174,13 +175,13 @@ class REINFORCE(Agent[REINFORCEConfig]):
             vf_coef=config.vf_coef if learns_value else 0.0,
             ent_coef=config.ent_coef * length,
         )
-        chunks = rollout.chunks(index)
+        chunks = rollout.chunks(index, self.engine.most_chunks)
         metrics = self.engine.step(loss, rollout.flat(self.device), index, learning_rate, chunks)
         found |= {name: float(value) for name, value in metrics.items()}
         if learns_value:
             found["explained_variance"] = explained_variance(rollout)
         if chunks is not None:
-            found["signal_to_noise"] = step_quality(self.engine.chunk_gradients, chunks)
+            found["signal_to_noise"] = by_episode(self.engine.chunk_gradients, chunks, rollout)
         return found | {"learning_rate": learning_rate}
 
     def weigh(self, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
@@ -244,6 +245,18 @@ class REINFORCE(Agent[REINFORCEConfig]):
             )
             (weight,) = torch.autograd.grad(surrogate.sum(), log_prob)
         return weight.float(), worth(whole.detach(), held)
+
+
+def by_episode(gradients: Tensor, chunks: Chunks, rollout: Rollout) -> float:
+    """Return the signal-to-noise of the step, a power ratio, with an episode as a sample.
+
+    A chunk's gradient is the mean over its rows; that of an episode is the sum over its steps.
+    """
+    groups = len(chunks.sizes)
+    episodes = torch.bincount(torch.arange(rollout.n_envs) % groups, minlength=groups)
+    mean_length = rollout.n_valid / rollout.n_envs
+    scale = chunks.sizes / episodes / mean_length
+    return quality(gradients * scale.to(gradients)[:, None], episodes).signal_to_noise
 
 
 def _check(config: REINFORCEConfig) -> None:
