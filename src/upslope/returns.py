@@ -22,11 +22,9 @@ from upslope.errors import ArgumentError, NotFiniteError, ShapeError, check_rang
 from upslope.shapes import shaped
 
 __all__ = [
-    "VTrace",
     "discounted_return",
     "gae",
     "group_advantage",
-    "mean_baseline",
     "n_step",
     "reward_to_go",
     "vtrace",
