@@ -33,6 +33,7 @@ Departures: Adam in place of a plain step; gamma^t is left out by default, as de
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,31 +190,37 @@ class REINFORCE(Agent[REINFORCEConfig]):
 
         Fills in the critic's target.
         """
-        config, valid = self.config, torch.from_numpy(rollout.valid)
+        config = self.config
         if config.baseline == "value":
             evaluate_values(self.policy, rollout, self.engine.value)
         ended = torch.from_numpy(rollout.terminated | rollout.truncated)
         reward = torch.from_numpy(rollout.reward)
         target = reward_to_go(reward, ended, config.gamma, rollout.next_value)
         rollout.target.copy_(target)
-        if config.baseline == "value":
-            baseline = rollout.value
-        elif config.baseline is None:
-            baseline = torch.zeros_like(target)
-        else:
-            baseline = mean_baseline(target, valid, leave_one_out=config.baseline != "mean")
-        if config.weight == "return":
-            weight = (target - baseline)[:1].expand_as(target)  # G_0 - b, at every step
-        else:
-            discount = config.gamma ** torch.arange(len(target)) if config.discount_state else 1.0
-            weight = (target - baseline) * torch.as_tensor(discount).view(-1, 1)
-        if config.importance is None:
-            return weight, {}
-        return self.corrected(rollout, weight, baseline)
+        if config.importance is not None:
+            return self.corrected(rollout, target)
+        return self.placed(target - self.compared_with(rollout, target)), {}
 
-    def corrected(
-        self, rollout: Rollout, weight: Tensor, baseline: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def compared_with(self, rollout: Rollout, target: Tensor) -> Tensor:
+        """Return the baseline b_t [T, N] of returns G_t."""
+        baseline = self.config.baseline
+        if baseline is None:
+            return torch.zeros_like(target)
+        if baseline == "value":
+            return rollout.value
+        valid = torch.from_numpy(rollout.valid)
+        return mean_baseline(target, valid, leave_one_out=baseline == "leave_one_out")
+
+    def placed(self, advantage: Tensor) -> Tensor:
+        """Return w_t of G_t - b_t: its first row at every step, or each where it is, by gamma^t."""
+        config = self.config
+        if config.weight == "return":
+            return advantage[:1].expand_as(advantage)
+        if not config.discount_state:
+            return advantage
+        return advantage * (config.gamma ** torch.arange(len(advantage)))[:, None]
+
+    def corrected(self, rollout: Rollout, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the weights for actions that the behaviour took; the critic learns by V-trace."""
         config = self.config
         arrays = rollout.reward, rollout.terminated, rollout.truncated, rollout.valid
@@ -222,28 +229,29 @@ class REINFORCE(Agent[REINFORCEConfig]):
             taken = self.policy(rollout.flat(self.device))[0].cpu().view_as(reward)
         log_prob = taken.double().masked_fill(~valid, 0.0)
         reference = rollout.log_prob.double().masked_fill(~valid, 0.0)
+        trace = partial(vtrace, (log_prob - reference).float(), reward, gamma=config.gamma)
         if config.baseline == "value":
-            values = rollout.value, rollout.next_value
-            log_ratio = (log_prob - reference).float()
-            found = vtrace(log_ratio, reward, *values, terminated, truncated, gamma=config.gamma)
+            found = trace(rollout.value, rollout.next_value, terminated, truncated)
             rollout.target.copy_(found.target)
-        whole, held = log_prob.sum(0), reference.sum(0)
-        if config.importance == "ordinary":
-            weight = likelihood_ratio(whole, held) * weight
-        elif config.importance == "self_normalized":
-            weight = self_normalized_ratio(whole, held) * weight
-        else:
-            after = rollout.next_value.masked_fill(~truncated, 0.0)
-            surrogate = trajectory_surrogate(
-                log_prob.requires_grad_(),
-                (reward + config.gamma * after).double(),
-                config.gamma,
-                baseline.double(),
-                discount_state=config.discount_state,
-                reference=reference,
-                mask=valid,
-            )
-            (weight,) = torch.autograd.grad(surrogate.sum(), log_prob)
+        whole, held = log_prob.sum(0), reference.sum(0)  # of whole episodes, [N]
+        if config.importance != "per_decision":
+            own = config.importance == "ordinary"
+            ratio = likelihood_ratio(whole, held) if own else self_normalized_ratio(whole, held)
+            weight = ratio * self.placed(target - self.compared_with(rollout, target))
+            return weight.float(), worth(whole, held)
+        none, after = torch.zeros_like(reward), rollout.next_value.masked_fill(~truncated, 0.0)
+        paid = reward + config.gamma * after  # what follows a cut is worth v
+        to_go = trace(none, none, terminated, truncated, clip_rho=math.inf, clip_c=math.inf).target
+        surrogate = trajectory_surrogate(
+            log_prob.requires_grad_(),
+            paid.double(),
+            config.gamma,
+            self.compared_with(rollout, to_go).double(),  # to_go: sum of gamma^k-t rho_t:k r_k
+            discount_state=config.discount_state,
+            reference=reference,
+            mask=valid,
+        )
+        (weight,) = torch.autograd.grad(surrogate.sum(), log_prob)
         return weight.float(), worth(whole.detach(), held)
 
 
