@@ -14,16 +14,20 @@ import importlib
 TYPE_CHECKING = False  # type checkers read it as True; importing `typing` would double the time
 if TYPE_CHECKING:
     from upslope import envs, errors, exact, gradient, losses, returns
+    from upslope.agents.dqn import DQN
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
+    from upslope.agents.q_learning import QLearning
     from upslope.agents.reinforce import REINFORCE
     from upslope.agents.table import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DQN",
     "PPO",
     "REINFORCE",
+    "QLearning",
     "__version__",
     "envs",
     "errors",
@@ -37,8 +41,10 @@ __all__ = [
 
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
+    "DQN": "upslope.agents.dqn",
     "PPO": "upslope.agents.ppo",
     "REINFORCE": "upslope.agents.reinforce",
+    "QLearning": "upslope.agents.q_learning",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",
 }

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("exact.md", "gradient.md", "off_policy.md", "reinforce.md")
+PAGES = (
+    *("dqn.md", "exact.md", "gradient.md", "group.md", "off_policy.md", "preference.md"),
+    *("q_learning.md", "reinforce.md"),
+)
 pytestmark = pytest.mark.docs
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from upslope import recipes
+from upslope.agents.table import ALGORITHMS, described
 from upslope.cli.options import split
 from upslope.errors import ArgumentError
-
-ALGORITHMS = ("reinforce", "ppo")
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +17,7 @@ def main(arguments: list[str]) -> int:
     if words or options:
         raise ArgumentError("list takes nothing: upslope list")
     for algorithm in ALGORITHMS:
-        print(f"{algorithm}: any environment but those of text, graphs or sequences")
+        print(f"{algorithm}: {described(algorithm)}")
         for env in recipes.names(algorithm):
             steps = recipes.find(algorithm, env).total_timesteps
             print(f"  {env:<26} recipe, {steps:,} steps: upslope train {algorithm} {env}")

@@ -11,7 +11,8 @@ Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -95,6 +96,34 @@ class TorchEngine:
         metrics["gradient_norm"] = norm
         return metrics
 
+    def epoch(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        minibatches: Sequence[Tensor],
+        learning_rate: float,
+        chunks: Chunks | None = None,
+    ) -> dict[str, Tensor]:
+        """Take a step on each of K minibatches in turn; return the metrics of all, each [K].
+
+        `chunks` are the first minibatch's.
+        """
+        return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
+
+    def _one_by_one(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        minibatches: Sequence[Tensor],
+        learning_rate: float,
+        chunks: Chunks | None,
+    ) -> dict[str, Tensor]:
+        found = []
+        for index in minibatches:
+            found.append(TorchEngine.step(self, loss, batch, index, learning_rate, chunks))
+            chunks = None
+        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+
     @property
     def threads(self) -> int:
         """How many threads take the steps."""
@@ -102,6 +131,10 @@ class TorchEngine:
 
     def claim_threads(self) -> None:
         """Have the threads of the process for itself, where it has threads of its own."""
+
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Have them for as long as the context lasts."""
+        return nullcontext()
 
     def check_finite(self, norm: float) -> None:
         """Raise NotFiniteError unless the norm of the step's gradient is finite."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from upslope.errors import ConfigError, suggest
@@ -29,10 +30,23 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def folded(algorithm: str) -> str:
+    """Return an algorithm's name without capitals and underscores: QLearning is q_learning."""
+    return algorithm.lower().replace("_", "").replace("-", "")
+
+
+def _folder(algorithm: str) -> Traversable | None:
+    """Return where an algorithm's recipes are; None if there are none."""
+    found = (
+        entry for entry in files(__name__).iterdir() if folded(entry.name) == folded(algorithm)
+    )
+    return next(found, None)
+
+
 def names(algorithm: str) -> list[str]:
     """Return the ids of the environments that an algorithm has a recipe for."""
-    folder = files(__name__) / algorithm.lower()
-    found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    folder = _folder(algorithm)
+    found = [] if folder is None else [entry.name for entry in folder.iterdir()]
     return sorted(n.removesuffix(".toml").replace("__", "/") for n in found if n.endswith(".toml"))
 
 
@@ -44,6 +58,7 @@ def find(algorithm: str, env: str) -> Recipe:
             f"there is no {algorithm} recipe for {env!r}{suggest(env, known)}; there is one for "
             + ", ".join(known)
         )
-    file = files(__name__) / algorithm.lower() / f"{env.replace('/', '__')}.toml"
-    found = tomllib.loads(file.read_text())
+    folder = _folder(algorithm)
+    assert folder is not None
+    found = tomllib.loads((folder / f"{env.replace('/', '__')}.toml").read_text())
     return Recipe(algorithm=algorithm, env=env, **found)

@@ -45,6 +45,7 @@ class EpisodeCollector(Collector):
         rollout, last = self.rollout, self.rollout.n_steps - 1
         self._begin_segment(self.segment + 1)
         rollout.cut.clear()
+        rollout.cut_mask.clear()
         rollout.memory.copy_(self.memory)
         playing, t = self.stream.acting, -1
         with torch.inference_mode():
