@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The contract with everyone who types `us.`; a new name is added here on purpose.
 PUBLIC = {
     "PPO",
+    "REINFORCE",
     "__version__",
     "envs",
     "errors",

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.errors import ArgumentError, ShapeError
-from upslope.returns import discounted_return, gae, n_step, reward_to_go
+from upslope.returns import (
+    discounted_return,
+    gae,
+    mean_baseline,
+    n_step,
+    reward_to_go,
+    vtrace,
+)
 
 
 def columns(*numbers: float) -> torch.Tensor:
@@ -352,3 +359,112 @@ def test_a_discount_outside_the_unit_interval_is_refused(gamma):
 def test_n_is_a_whole_number(n):
     with pytest.raises(ArgumentError, match="n takes a whole number of at least 1"):
         n_step(REWARD, NEXT, NOWHERE, NOWHERE, gamma=0.9, n=n)
+
+
+# ---- V-trace -------------------------------------------------------------------------------------
+def log_ratios(data: Rollout, spread: float = 1.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(11)
+    return spread * torch.randn(data.reward.shape, generator=draw, dtype=data.reward.dtype)
+
+
+def vtrace_by_loops(
+    data: Rollout, log_ratio: torch.Tensor, gamma: float, lam: float, clip_rho: float, clip_c: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation 1 as it stands: sums of products, from each step to the end of its episode."""
+    steps, envs = data.reward.shape
+    ratio = log_ratio.exp()
+    rho, c = ratio.clamp(max=clip_rho), lam * ratio.clamp(max=clip_c)
+    following = data.next_value.masked_fill(data.terminated, 0.0)
+    target, advantage = data.value.clone(), torch.zeros_like(data.value)
+    for i in range(envs):
+        for s in range(steps):
+            product = 1.0
+            for t in range(s, last_step(data, s, i, steps) + 1):
+                error = data.reward[t, i] + gamma * following[t, i] - data.value[t, i]
+                target[s, i] += gamma ** (t - s) * product * rho[t, i] * error
+                product *= c[t, i]
+    for i in range(envs):
+        for s in range(steps):
+            over = data.ended[s, i] or s == steps - 1
+            ahead = following[s, i] if over else target[s + 1, i]
+            advantage[s, i] = rho[s, i] * (data.reward[s, i] + gamma * ahead - data.value[s, i])
+    return target, advantage
+
+
+@pytest.mark.parametrize("clips", [(1.0, 1.0), (2.0, 0.5), (math.inf, math.inf), (0.0, 1.0)])
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_vtrace_is_equation_1(lam, clips):
+    data = Rollout(4, 12, 5).consistent()
+    log_ratio = log_ratios(data)
+    options = {"gae_lambda": lam, "clip_rho": clips[0], "clip_c": clips[1]}
+    found = vtrace(log_ratio, data.reward, data.value, *data.ends(), gamma=0.9, **options)
+    target, advantage = vtrace_by_loops(data, log_ratio, 0.9, lam, *clips)
+    close(found.target, target)
+    close(found.advantage, advantage)
+
+
+def test_vtrace_on_policy_is_the_n_step_return_and_with_lambda_the_gae():
+    data = Rollout(5, 12, 5).consistent()
+    zero, given = torch.zeros_like(data.reward), (data.reward, data.value, *data.ends())
+    found = vtrace(zero, *given, gamma=0.9)
+    close(found.target, n_step(data.reward, *data.ends(), gamma=0.9, n=12))
+    close(found.advantage, data.gae(gamma=0.9, gae_lambda=1.0))
+    found = vtrace(zero, *given, gamma=0.9, gae_lambda=0.6)
+    close(found.target, data.value + data.gae(gamma=0.9, gae_lambda=0.6))
+
+
+def test_vtrace_without_clips_is_importance_sampling_per_decision():
+    """v_0 = E[sum_t gamma^t rho_0:t r_t], with V as the control variate: equal where V = 0."""
+    data = Rollout(6, 8, 4)
+    never, none = torch.zeros_like(data.ended), torch.zeros_like(data.value)
+    last = never.clone()
+    last[-1] = True
+    log_ratio, infinite = log_ratios(data, 0.5), {"clip_rho": math.inf, "clip_c": math.inf}
+    found = vtrace(log_ratio, data.reward, none, none, last, never, gamma=0.9, **infinite)
+    discount = 0.9 ** torch.arange(8, dtype=torch.float64)[:, None]
+    close(found.target[0], (discount * log_ratio.cumsum(0).exp() * data.reward).sum(0))
+
+
+def test_vtrace_by_hand_and_beyond_what_exp_holds():
+    """One step, ratio 2 clipped to 1, then 1/2 in full: 1 + .5 (.9) (.5 (2 + .9 - 1)) ..."""
+    given = columns(1, 2), columns(0.5, 1), columns(1, 1), flags(0, 0), flags(0, 1)
+    found = vtrace(columns(math.log(2), math.log(0.5)), *given, gamma=0.9)
+    second = 1 + 0.5 * (2 + 0.9 - 1)
+    first = 0.5 + (1 + 0.9 - 0.5) + 0.9 * (second - 1)
+    close(found.target, columns(first, second))
+    close(found.advantage, columns(1 + 0.9 * second - 0.5, 0.5 * (2 + 0.9 - 1)))
+    far = vtrace(columns(1e4, -1e4), *given, gamma=0.9)
+    close(far.target, columns(0.5 + (1 + 0.9 - 0.5), 1.0))
+
+
+def test_vtrace_refuses_what_it_does_not_take():
+    given = columns(0, 0), columns(1, 2), columns(0.5, 1), columns(1, 1), flags(0, 0), flags(0, 1)
+    for name in ("clip_rho", "clip_c"):
+        with pytest.raises(ArgumentError, match=f"{name} takes a number of at least 0, got -1"):
+            vtrace(*given, gamma=0.9, **{name: -1})
+    with pytest.raises(ArgumentError, match="gae_lambda takes a number from 0 to 1, got 2"):
+        vtrace(*given, gamma=0.9, gae_lambda=2)
+    with pytest.raises(ShapeError):
+        vtrace(columns(0), *given[1:], gamma=0.9)
+
+
+# ---- the mean over episodes ----------------------------------------------------------------------
+def test_mean_baseline_by_hand():
+    """Three episodes of 3, 2 and 1 steps; where no other is left there is nothing to compare."""
+    target = torch.tensor([[6.0, 3, 9], [2, 4, 50], [5, 70, 80]])
+    valid = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    others = mean_baseline(target, valid, leave_one_out=True)
+    assert others.tolist() == [[6, 7.5, 4.5], [4, 2, 0], [0, 0, 0]]
+    everyone = mean_baseline(target, valid, leave_one_out=False)
+    assert everyone.tolist() == [[6, 6, 6], [3, 3, 0], [5, 0, 0]]
+
+
+def test_leave_one_out_does_not_depend_on_the_own_return():
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+    valid = torch.arange(6)[:, None] < torch.tensor([6, 3, 6, 1])
+    before = mean_baseline(target, valid, leave_one_out=True)
+    target[:, 2] += 10
+    after = mean_baseline(target, valid, leave_one_out=True)
+    close(after[:, 2], before[:, 2])
+    assert not torch.equal(after[:, 0], before[:, 0])

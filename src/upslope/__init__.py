@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
     from upslope.agents.q_learning import QLearning
+    from upslope.agents.reinforce import REINFORCE
     from upslope.agents.table import load
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DQN",
     "PPO",
+    "REINFORCE",
     "QLearning",
     "__version__",
     "envs",
@@ -41,6 +43,7 @@ __all__ = [
 _HOME = {
     "DQN": "upslope.agents.dqn",
     "PPO": "upslope.agents.ppo",
+    "REINFORCE": "upslope.agents.reinforce",
     "QLearning": "upslope.agents.q_learning",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",

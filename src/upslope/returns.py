@@ -11,6 +11,9 @@ All functions keep the dtype of what they are given and can be differentiated.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,7 +21,14 @@ from torch import Tensor
 from upslope.errors import ArgumentError, NotFiniteError, ShapeError, check_range, suggest
 from upslope.shapes import shaped
 
-__all__ = ["discounted_return", "gae", "group_advantage", "n_step", "reward_to_go"]
+__all__ = [
+    "discounted_return",
+    "gae",
+    "group_advantage",
+    "n_step",
+    "reward_to_go",
+    "vtrace",
+]
 
 GROUP_EPSILON = 1e-4  # added to a standard deviation of rewards, in their unit
 
@@ -118,6 +128,82 @@ def gae(
     delta = reward + gamma * next_value.masked_fill(terminated, 0.0) - value
     going_on = ~(terminated | truncated)
     return _backward_sum(delta, gamma * gae_lambda * going_on.to(delta.dtype))
+
+
+class VTrace(NamedTuple):
+    """What V-trace gives of each step, both [T, N]."""
+
+    target: Tensor
+    """v_t, what the value of s_t is fitted to."""
+    advantage: Tensor
+    """ρ_t (r_t + γ v_{t+1} - V(s_t)), what ln π(a_t|s_t) is multiplied by."""
+
+
+@shaped
+def vtrace(
+    log_ratio: Float[Tensor, "T N"],
+    reward: Float[Tensor, "T N"],
+    value: Float[Tensor, "T N"],
+    next_value: Float[Tensor, "T N"],
+    terminated: Bool[Tensor, "T N"],
+    truncated: Bool[Tensor, "T N"],
+    *,
+    gamma: float,
+    gae_lambda: float = 1.0,
+    clip_rho: float = 1.0,
+    clip_c: float = 1.0,
+) -> VTrace:
+    """Return the V-trace targets of steps that a behaviour b took, and their advantages.
+
+        v_t = V(s_t) + δ_t + γ c_t (v_{t+1} - V(s_{t+1})),   v_t = V(s_t) + δ_t at an end
+        δ_t = ρ_t (r_t + γ V(s_{t+1}) - V(s_t)),  ρ_t = min(clip_rho, π/b), c_t = λ min(clip_c, π/b)
+
+    `log_ratio` is ln π(a_t|s_t) - ln b(a_t|s_t), in nats; the other arguments are those of `gae`.
+    clip_rho decides what is estimated: at infinity v of π, towards 0 v of b; clip_c how fast, and
+    with how much variance. On-policy (log_ratio = 0) and with lambda = 1 the target is the n-step
+    return of as many steps as follow, with any lambda the GAE plus V. clip_rho = clip_c = infinity
+    with lambda = 1 is importance sampling per decision. Raises ShapeError unless all shapes are
+    equal, and ArgumentError for a gamma or gae_lambda outside [0, 1] or a negative clip.
+
+    Espeholt et al. 2018, arXiv:1802.01561, equation 1; remark 1 for the recursion, remark 2 for
+    lambda, section 4.2 for the advantage.
+    """
+    check_range("gamma", gamma, 0, 1)
+    check_range("gae_lambda", gae_lambda, 0, 1)
+    check_range("clip_rho", clip_rho, 0)
+    check_range("clip_c", clip_c, 0)
+    rho, c = _clipped_ratio(log_ratio, clip_rho), gae_lambda * _clipped_ratio(log_ratio, clip_c)
+    ended = terminated | truncated
+    following = next_value.masked_fill(terminated, 0.0)
+    delta = rho * (reward + gamma * following - value)
+    target = value + _backward_sum(delta, gamma * c * (~ended).to(c.dtype))
+    next_target = torch.where(_cut(ended), following, target.roll(-1, 0))
+    return VTrace(target, rho * (reward + gamma * next_target - value))
+
+
+def _clipped_ratio(log_ratio: Tensor, clip: float) -> Tensor:
+    """Return min(clip, exp(log_ratio)), also where exp would overflow."""
+    return log_ratio.clamp(max=math.log(clip)).exp() if clip > 0 else torch.zeros_like(log_ratio)
+
+
+@shaped
+def mean_baseline(
+    target: Float[Tensor, "T N"], valid: Bool[Tensor, "T N"], *, leave_one_out: bool
+) -> Float[Tensor, "T N"]:
+    """Return b_t: the mean of row t over the columns that are `valid` there, which are episodes.
+
+    With `leave_one_out` over the *other* ones, Σ_{j≠n} G_t / (count - 1), so that it does not
+    depend on the episode it is subtracted from; where no other has lasted as long it is 0. Without,
+    the own return is in the mean, and subtracting it takes 1/count of G_t - b_t away. Where a row
+    is not valid it is 0. Raises ShapeError unless the shapes are equal.
+
+    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!", for whole returns.
+    """
+    counted = target.masked_fill(~valid, 0.0)
+    own = counted if leave_one_out else torch.zeros_like(counted)
+    count = valid.sum(1, keepdim=True) - int(leave_one_out)
+    mean = (counted.sum(1, keepdim=True) - own) / count.clamp(min=1)
+    return mean.masked_fill(~valid | (count == 0), 0.0)
 
 
 @shaped

@@ -71,11 +71,15 @@ SWITCHES = (
     "use_action_masks",
     "normalize_reward",
     "recompute_advantage",
+    "discount_state",
     *("double", "huber"),
 )
 CHOICES: dict[str, Iterable[str | None]] = {
     "engine": ("auto", "torch", "native"),
     "policy": (None, *POLICIES),
+    "weight": ("reward_to_go", "return"),
+    "baseline": (None, "mean", "leave_one_out", "value"),
+    "importance": (None, "ordinary", "self_normalized", "per_decision"),
     "target": ("q_learning", "sarsa", "expected_sarsa"),
 }
 

@@ -15,7 +15,11 @@ from upslope.rollout.stream import Stream
 
 
 def make_collector(
-    config: AgentConfig, stream: Stream, policy: ActorCritic, steps: int
+    config: AgentConfig,
+    stream: Stream,
+    policy: ActorCritic,
+    steps: int,
+    kind: type[Collector] = Collector,
 ) -> Collector:
     """Return a collector of `steps` steps of each environment at a time."""
     layout, scaled = stream.layout, config.normalize_observation
@@ -24,7 +28,7 @@ def make_collector(
         kept = np.dtype(np.float32)
     head = policy.head
     kinds = (layout.shape, kept), (head.shape, head.dtype)
-    return Collector(
+    return kind(
         stream,
         Rollout(steps, stream.n_envs, *kinds, memory_size=policy.memory_size),
         seed=config.seed,

@@ -27,7 +27,7 @@ from upslope import checkpoint
 from upslope.agents.evaluation import Best
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
-from upslope.rollout.collect import under
+from upslope.rollout.named import under
 
 if TYPE_CHECKING:
     from upslope.agents.agent import Agent

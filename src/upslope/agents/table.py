@@ -13,11 +13,13 @@ from upslope.agents.agent import Agent, Environment
 from upslope.agents.dqn import DQN
 from upslope.agents.ppo import PPO
 from upslope.agents.q_learning import QLearning
+from upslope.agents.reinforce import REINFORCE
 from upslope.errors import ArgumentError, suggest
 
 ALGORITHMS: dict[str, type[Agent[Any]]] = {
     "q_learning": QLearning,
     "dqn": DQN,
+    "reinforce": REINFORCE,
     "ppo": PPO,
 }
 

@@ -85,6 +85,15 @@ def self_normalized_surrogate(
     ShapeError unless all shapes are equal, ArgumentError for no samples or where every weight is 0
     (the estimate is 0/0), NotFiniteError as `surrogate` does.
     """
+    ratio = self_normalized_ratio(log_prob, reference)
+    return ratio * torch.where(ratio == 0, torch.zeros_like(objective), objective)
+
+
+@shaped
+def self_normalized_ratio(
+    log_prob: Float[Tensor, "n *batch"], reference: Float[Tensor, "n *batch"]
+) -> Float[Tensor, "n *batch"]:
+    """Return n w_i / Σ_j w_j, whose mean over the first dimension is 1; raises as the surrogate."""
     likelihood_ratio(log_prob.detach(), reference)  # its checks
     log_weight = log_prob - reference.detach()
     if (log_weight.detach().max(0).values == -math.inf).any():
@@ -92,8 +101,7 @@ def self_normalized_surrogate(
             "log_prob takes at least one sample that the target can draw; every weight is 0, "
             "and the self-normalised estimate 0/0"
         )
-    share = log_weight.softmax(0)
-    return len(log_prob) * share * torch.where(share == 0, torch.zeros_like(objective), objective)
+    return len(log_prob) * log_weight.softmax(0)
 
 
 def self_normalized_error(share: Tensor, objective: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ step) is in the buffer and in nothing that is computed from it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,10 @@ from torch import Tensor
 
 from upslope.policies.memory import Sequences
 
+ROWS = (
+    *("observation", "action", "log_prob", "reward", "value", "next_value", "advantage", "target"),
+    *("terminated", "truncated", "valid"),
+)
 ROWS_IN_CHUNK = 64
 
 
@@ -95,6 +100,16 @@ class Rollout:
         self.last_mask: np.ndarray | None = None
         """[N, columns] which actions are legal in `last_observation`."""
         self.memory = torch.zeros(n_envs, memory_size)
+
+    def first(self, n_steps: int) -> Rollout:
+        """Return its first rows, as views of the same memory."""
+        part = copy.copy(self)
+        part.n_steps = n_steps
+        for name in ROWS:
+            setattr(part, name, getattr(self, name)[:n_steps])
+        if self.action_mask is not None:
+            part.action_mask = self.action_mask[:n_steps]
+        return part
 
     @property
     def n_valid(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from torch import Tensor
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Rollout
-from upslope.rollout.masks import KEY
+from upslope.rollout.masks import KEY, final_mask
+from upslope.rollout.named import under, under_any
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.replay import Replay
 from upslope.rollout.stream import Step, Stream, final_info
@@ -51,6 +52,8 @@ class Collector:
         self.observation_normalizer = observation_normalizer
         self.reward_normalizer = reward_normalizer
         self.use_action_masks = use_action_masks
+        self.behaviour: Act | None = None
+        """What acts instead of the policy, in the same form, where learning is off-policy."""
         self.replay: Replay | None = None  # every rollout is added to it
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
@@ -69,10 +72,10 @@ class Collector:
     ) -> Rollout:
         """Step the environments T times under the policy; returns the filled rollout.
 
-        `act` is another form of `policy.act`, such as an engine's.
+        `act` is another form of `policy.act`, such as an engine's; `behaviour` goes before both.
         """
-        act = act or policy.act
-        rollout, device = self.rollout, next(policy.parameters()).device
+        act = self.behaviour or act or policy.act
+        rollout = self.rollout
         saved, self._saved = self._saved, None
         if self.segment < 0 or self.segment_is_over() or saved == {}:
             self._begin_segment(self.segment + 1)
@@ -84,13 +87,8 @@ class Collector:
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
             for t in range(rollout.n_steps):
-                rollout.observation[t] = self.observation
-                observation = torch.from_numpy(rollout.observation[t]).to(device)
-                mask = self._recorded_mask(t, device)
-                memory = self.memory.to(device)
-                action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
-                rollout.action[t] = action.cpu().numpy()
-                self._record(t, self.stream.step(policy.head.to_environment(rollout.action[t])))
+                step, memory = self._step(t, policy, act, generator)
+                self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
         policy.head.matrix = None
@@ -102,6 +100,19 @@ class Collector:
         if self.replay is not None:
             self.replay.add(rollout, self.segment)
         return rollout
+
+    def _step(
+        self, t: int, policy: ActorCritic, act: Act, generator: torch.Generator
+    ) -> tuple[Step, Tensor]:
+        """Act on the current observations, into row t of the rollout; returns what came of it."""
+        rollout, device = self.rollout, next(policy.parameters()).device
+        rollout.observation[t] = self.observation
+        observation = torch.from_numpy(rollout.observation[t]).to(device)
+        mask = self._recorded_mask(t, device)
+        memory = self.memory.to(device)
+        action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
+        rollout.action[t] = action.cpu().numpy()
+        return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
 
     def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
@@ -119,8 +130,11 @@ class Collector:
         begins = rollout.terminated[t] | rollout.truncated[t] | ~rollout.valid[t]
         self.memory = memory.cpu() * torch.from_numpy(~begins).unsqueeze(1)
 
-    def _record(self, t: int, step: Step) -> None:
-        """Put one step into row t of the rollout and into the statistics."""
+    def _record(self, t: int, step: Step, acting: np.ndarray) -> None:
+        """Put one step into row t of the rollout and into the statistics.
+
+        `acting` [N] is where the observation that is now the current one counts.
+        """
         rollout = self.rollout
         rollout.terminated[t], rollout.truncated[t] = step.terminated, step.truncated
         rollout.valid[t] = step.valid
@@ -134,18 +148,11 @@ class Collector:
         if step.truncated.any():
             cut = np.flatnonzero(step.truncated)
             rollout.cut.append((t, cut, self.prepared(step.next_observation[cut])))
-            rollout.cut_mask.append(self._final_mask(step, cut))
+            told = final_info(step.info, KEY)
+            rollout.cut_mask.append(final_mask(told, cut, rollout.action_mask))
         if ended.any():
             self._count_episodes(np.flatnonzero(ended), step)
-        self._see(self.stream.observation, self.stream.acting)
-
-    def _final_mask(self, step: Step, cut: np.ndarray) -> np.ndarray | None:
-        """Return which actions were legal where episodes were cut; None if that is not known."""
-        masks, told = self.rollout.action_mask, final_info(step.info, KEY)
-        if masks is None or told is None or told.shape != masks[0].shape:
-            return None
-        legal = told[cut].astype(bool)
-        return legal | ~legal.any(axis=1, keepdims=True)
+        self._see(self.stream.observation, acting)
 
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...] as the policy sees them; changes no statistics."""
@@ -307,13 +314,3 @@ class Collector:
             if not math.isnan(score):
                 found["episode_score"] = score
         return found
-
-
-def under_any(prefixes: tuple[str, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is named `prefix...` for any of the prefixes, by its whole name."""
-    return {name: v for name, v in named.items() if name.startswith(prefixes)}
-
-
-def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is named `prefix...`, by the rest of its name."""
-    return {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}

@@ -78,6 +78,14 @@ class MaskSource:
         return self._checks.fault(f"no info[{KEY!r}], which it gave at its reset", row)
 
 
+def final_mask(told: Array | None, cut: Array, recorded: Array | None) -> Array | None:
+    """Return which actions were legal where the episodes `cut` ended; None if that is not known."""
+    if recorded is None or told is None or told.shape != recorded[0].shape:
+        return None
+    legal = told[cut].astype(bool)
+    return legal | ~legal.any(axis=1, keepdims=True)
+
+
 def _method(env: VectorEnv) -> tuple[Callable[[], Any] | None, bool]:
     """Return what asks the environments' own `action_masks`, None where they have none, and whether
     it gives the masks one by one.
