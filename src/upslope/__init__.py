@@ -14,6 +14,7 @@ import importlib
 TYPE_CHECKING = False  # type checkers read it as True; importing `typing` would double the time
 if TYPE_CHECKING:
     from upslope import envs, errors, exact, gradient, losses, returns
+    from upslope.agents.actor_critic import ActorCritic
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
     from upslope.agents.table import load
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PPO",
+    "ActorCritic",
     "__version__",
     "envs",
     "errors",
@@ -35,6 +37,7 @@ __all__ = [
 
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
+    "ActorCritic": "upslope.agents.actor_critic",
     "PPO": "upslope.agents.ppo",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",

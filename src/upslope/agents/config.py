@@ -36,8 +36,9 @@ class AgentConfig:
     policy_kwargs: Annotated[Mapping[str, Any], tyro.conf.Suppress] = dataclasses.field(
         default_factory=dict
     )
-    """What the policy is built with: net_arch (64, 64), activation ("tanh"), memory_size (64), and
-    for Box actions log_std_init (0), scale ("parameter", "network", "exploration"), squash."""
+    """What the policy is built with: net_arch (64, 64), activation ("tanh"), memory_size (64),
+    tiles (tile coding: {"tilings": 8, "tiles": 8}), and for Box actions log_std_init (0), scale
+    ("parameter", "network", "exploration"), squash."""
     use_action_masks: bool = True
     """Take only what the environment says is legal; False lets it find that out by reward."""
     normalize_observation: bool = False
@@ -54,20 +55,24 @@ class AgentConfig:
 
 
 POSITIVE_INTEGERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length")
-SHARES = ("gamma", "gae_lambda")
-NOT_NEGATIVE = ("ent_coef", "vf_coef")
+SHARES = ("gamma", "gae_lambda", "actor_trace", "critic_trace")
+NOT_NEGATIVE = ("ent_coef", "vf_coef", "average_learning_rate")
 POSITIVE_OR_NONE = ("max_grad_norm", "target_kl")
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf")
 SWITCHES = (
     "normalize_advantage",
     "normalize_observation",
     "use_action_masks",
     "normalize_reward",
     "recompute_advantage",
+    "discount_state",
+    "traces",
 )
 CHOICES: dict[str, Iterable[str | None]] = {
     "engine": ("auto", "torch", "native"),
     "policy": (None, *POLICIES),
+    "update": ("sampled", "all_actions"),
+    "setting": ("discounted", "average"),
 }
 
 Config = TypeVar("Config", bound=AgentConfig)

@@ -6,7 +6,10 @@ from upslope import recipes
 from upslope.cli.options import split
 from upslope.errors import ArgumentError
 
-ALGORITHMS = ("ppo",)
+ALGORITHMS = {  # as agents/table.py has them; not imported, since torch takes a second
+    "actor_critic": "one-step, n-step (A2C), GAE, all actions, traces, average reward",
+    "ppo": "clipped surrogate, several epochs of minibatches",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -17,8 +20,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if words or options:
         raise ArgumentError("list takes nothing: upslope list")
-    for algorithm in ALGORITHMS:
-        print(f"{algorithm}: any environment but those of text, graphs or sequences")
+    for algorithm, what in ALGORITHMS.items():
+        print(f"{algorithm}: {what}; any environment but those of text, graphs or sequences")
         for env in recipes.names(algorithm):
             steps = recipes.find(algorithm, env).total_timesteps
             print(f"  {env:<26} recipe, {steps:,} steps: upslope train {algorithm} {env}")

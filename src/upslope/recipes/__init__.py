@@ -8,6 +8,7 @@ its source beside it.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -31,9 +32,15 @@ class Recipe:
 
 def names(algorithm: str) -> list[str]:
     """Return the ids of the environments that an algorithm has a recipe for."""
-    folder = files(__name__) / algorithm.lower()
+    folder = _folder(algorithm)
     found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(n.removesuffix(".toml").replace("__", "/") for n in found if n.endswith(".toml"))
+
+
+def _folder(algorithm: str) -> Any:
+    """Return an algorithm's folder, also by the name of its class: ActorCritic, actor_critic."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", algorithm)
+    return files(__name__) / words.lower()
 
 
 def find(algorithm: str, env: str) -> Recipe:
@@ -44,6 +51,6 @@ def find(algorithm: str, env: str) -> Recipe:
             f"there is no {algorithm} recipe for {env!r}{suggest(env, known)}; there is one for "
             + ", ".join(known)
         )
-    file = files(__name__) / algorithm.lower() / f"{env.replace('/', '__')}.toml"
+    file = _folder(algorithm) / f"{env.replace('/', '__')}.toml"
     found = tomllib.loads(file.read_text())
     return Recipe(algorithm=algorithm, env=env, **found)
