@@ -18,16 +18,16 @@ import gymnasium
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from upslope.envs.continuing import Continuing
-    from upslope.envs.finite import FiniteEnv, FiniteVectorEnv
+    from upslope.envs.finite import FiniteVectorEnv
 
-__all__ = ["Continuing", "FiniteEnv", "FiniteVectorEnv", "register"]
+__all__ = ["Continuing", "FiniteVectorEnv", "register"]
 
 ENVIRONMENTS = {
     "FlappyBird": "flappy_bird",
     "CartPoleNoVelocity": "cartpole",
     "AccessControl": "access_control",
 }
-_HOME = {"Continuing": "continuing", "FiniteEnv": "finite", "FiniteVectorEnv": "finite"}
+_HOME = {"Continuing": "continuing", "FiniteVectorEnv": "finite"}
 
 
 def register() -> None:

@@ -141,7 +141,7 @@ class FiniteVectorEnv(VectorEnv[States, States, States]):
 
 
 class FiniteEnv(gymnasium.Env[Any, np.int64]):
-    """One copy of a finite problem, a `FiniteVectorEnv` of one, whose episodes the caller resets."""
+    """One copy of a finite problem: a `FiniteVectorEnv` of one, which its caller resets."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
