@@ -36,7 +36,7 @@ def test_each_fits_its_algorithm_and_environment(algorithm, env):
     assert recipe.evaluation.keys() <= known
 
 
-@pytest.mark.parametrize(("algorithm", "env"), EVERY)
+@pytest.mark.parametrize(("algorithm", "env"), [case for case in EVERY if case[0] == "ppo"])
 def test_a_rollout_is_whole_minibatches(algorithm, env):
     """Otherwise the minibatches would not be of the size that the file says."""
     config = make_config(ALGORITHMS[algorithm].config_class, recipes.find(algorithm, env).settings)
