@@ -1,13 +1,13 @@
 """Train the recipes on several seeds and write the table of what they learn.
 
-    python benchmarks/learning.py                      # every environment of the table; five seeds
-    python benchmarks/learning.py --envs CartPole-v1 --seeds 10
+    python benchmarks/learning.py                      # every row of the table; five seeds
+    python benchmarks/learning.py --algorithms ppo --envs CartPole-v1 --seeds 5 6 7
 
 Every seed counts. The figure of a seed is the mean return of 100 whole episodes, played by the
 deterministic policy on environments that were seen neither in training nor in choosing the best
 policy. The interval is Student's t over seeds, 95 %. Each run has one thread, and as many runs go
-on at once as there are processors. What was measured before stays in the table until its
-environment is measured again (`results/learning.json`).
+on at once as there are processors. What was measured before stays in the table until its row is
+measured again, seed by seed (`results/learning.json`).
 """
 
 from __future__ import annotations
@@ -31,39 +31,49 @@ from scipy import stats
 
 from upslope import __version__, recipes
 
-# environment: the mean return that the recipe is to reach
+# (algorithm, environment): the mean return that the recipe is to reach
 GOALS = {
-    "CartPole-v1": 490.0,
-    "Acrobot-v1": -85.0,
-    "Pendulum-v1": -180.0,
-    "upslope/CartPoleNoVelocity-v0": 475.0,
-    "LunarLander-v3": 240.0,
-    "BipedalWalker-v3": 250.0,
-    "InvertedPendulum-v5": 995.0,
-    "HalfCheetah-v5": 2500.0,
-    "Hopper-v5": 2400.0,
-    "Walker2d-v5": 2300.0,
-    "Ant-v5": 1000.0,
+    ("q_learning", "CliffWalking-v1"): -13.0,
+    ("q_learning", "Taxi-v4"): 7.93,
+    ("dqn", "CartPole-v1"): 480.0,
+    ("dqn", "Acrobot-v1"): -92.0,
+    ("dqn", "LunarLander-v3"): 195.0,
+    ("ppo", "CartPole-v1"): 490.0,
+    ("ppo", "Acrobot-v1"): -85.0,
+    ("ppo", "Pendulum-v1"): -180.0,
+    ("ppo", "upslope/CartPoleNoVelocity-v0"): 475.0,
+    ("ppo", "LunarLander-v3"): 240.0,
+    ("ppo", "BipedalWalker-v3"): 250.0,
+    ("ppo", "InvertedPendulum-v5"): 995.0,
+    ("ppo", "HalfCheetah-v5"): 2500.0,
+    ("ppo", "Hopper-v5"): 2400.0,
+    ("ppo", "Walker2d-v5"): 2300.0,
+    ("ppo", "Ant-v5"): 1000.0,
 }
-# environment: mean returns published for PPO, after as many steps unless it is said; MuJoCo's of
-# v3 and v4, which differ from v5 but for HalfCheetah
+# the same: mean returns published, after as many steps unless it is said; MuJoCo's of v3 and v4,
+# which differ from v5 but for HalfCheetah
 PUBLISHED = {
-    "CartPole-v1": "490 (CleanRL, 500k), 498.9 (SLM-Lab)",
-    "Acrobot-v1": "-81",
-    "Pendulum-v1": "-172 (100k)",
-    "LunarLander-v3": "242 (v2)",
-    "HalfCheetah-v5": "1,443 (CleanRL) to 5,784 (Tianshou)",
-    "Hopper-v5": "2,383 (CleanRL), 2,609 (Tianshou)",
-    "Walker2d-v5": "2,288 (CleanRL), 3,589 (Tianshou)",
-    "Ant-v5": "1,007 to 3,258",
+    ("q_learning", "CliffWalking-v1"): "-13, the optimum",
+    ("q_learning", "Taxi-v4"): "7.93, the optimum",
+    ("dqn", "CartPole-v1"): "488.7 (500k)",
+    ("dqn", "Acrobot-v1"): "-91.5 (500k)",
+    ("dqn", "LunarLander-v3"): "195",
+    ("ppo", "CartPole-v1"): "490 (CleanRL, 500k), 498.9 (SLM-Lab)",
+    ("ppo", "Acrobot-v1"): "-81",
+    ("ppo", "Pendulum-v1"): "-172 (100k)",
+    ("ppo", "LunarLander-v3"): "242 (v2)",
+    ("ppo", "HalfCheetah-v5"): "1,443 (CleanRL) to 5,784 (Tianshou)",
+    ("ppo", "Hopper-v5"): "2,383 (CleanRL), 2,609 (Tianshou)",
+    ("ppo", "Walker2d-v5"): "2,288 (CleanRL), 3,589 (Tianshou)",
+    ("ppo", "Ant-v5"): "1,007 to 3,258",
 }
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(env: str, seed: int, runs: Path) -> dict[str, float]:
+def run(algorithm: str, env: str, seed: int, runs: Path) -> dict[str, float]:
     """Train one seed by the command line; returns its evaluation and how long it took."""
-    name = f"{env.replace('/', '-')}-{seed}"
-    command = [sys.executable, "-m", "upslope.cli", "train", "ppo", env, "--seed", str(seed)]
+    name = f"{algorithm}-{env.replace('/', '-')}-{seed}"
+    command = [sys.executable, "-m", "upslope.cli", "train", algorithm, env, "--seed", str(seed)]
     command += ["--runs", str(runs), "--name", name, "--final-episodes", "100", "--quiet"]
     began = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -71,31 +81,46 @@ def run(env: str, seed: int, runs: Path) -> dict[str, float]:
     seconds = time.perf_counter() - began
     found = json.loads((runs / name / "evaluation.json").read_text())
     returns = np.array(found["returns"])
-    print(f"{env} seed {seed}: {returns.mean():.1f} in {seconds:.0f} s", flush=True)
+    print(f"{algorithm} {env} seed {seed}: {returns.mean():.1f} in {seconds:.0f} s", flush=True)
     lowest = float(returns.min())
     return {"seed": seed, "mean": float(returns.mean()), "lowest": lowest, "seconds": seconds}
 
 
-def row(env: str, results: list[dict[str, float]]) -> str:
+def interval(means: np.ndarray) -> float:
+    """Return half of Student's 95 % interval of a mean; nan for one number."""
+    if len(means) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
+
+
+def key(algorithm: str, env: str) -> str:
+    """Return by which name a row's results are kept."""
+    return f"{algorithm} {env}"
+
+
+def row(algorithm: str, env: str, results: list[dict[str, float]]) -> str:
     """Return a row of the table: the mean over seeds, its interval, the worst seed."""
     means = np.array([result["mean"] for result in results])
-    half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    half = interval(means)
     seconds = np.median([result["seconds"] for result in results])
-    steps = recipes.find("ppo", env).total_timesteps
+    steps = recipes.find(algorithm, env).total_timesteps
     each = ", ".join(f"{mean:.1f}" for mean in means)
-    goal = GOALS[env]
+    goal = GOALS[algorithm, env]
     verdict = "yes" if means.mean() >= goal else "no"
     return (
-        f"| {env} | {steps:,} | {means.mean():.1f} | ±{half:.1f} | {means.min():.1f} | {goal:g} "
-        f"| {verdict} | {PUBLISHED.get(env, '')} | {seconds:.0f} s | {each} |"
+        f"| {algorithm} | {env} | {steps:,} | {means.mean():.1f} | ±{half:.1f} | {means.min():.1f} "
+        f"| {goal:g} | {verdict} | {PUBLISHED.get((algorithm, env), '')} | {seconds:.0f} s "
+        f"| {each} |"
     )
 
 
 def main() -> None:
     """Train, evaluate, write `benchmarks/results/learning.md`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--envs", nargs="+", default=list(GOALS), choices=list(GOALS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1")
+    algorithms, envs = ({pair[k]: None for pair in GOALS} for k in (0, 1))
+    parser.add_argument("--algorithms", nargs="+", default=list(algorithms), choices=algorithms)
+    parser.add_argument("--envs", nargs="+", default=list(envs), choices=envs)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--at-once", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=RESULTS / "learning.md")
     chosen = parser.parse_args()
@@ -104,25 +129,32 @@ def main() -> None:
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(chosen.at_once) as pool:
         jobs = {
-            env: [pool.submit(run, env, seed, Path(folder)) for seed in range(chosen.seeds)]
-            for env in chosen.envs
+            (algorithm, env): [
+                pool.submit(run, algorithm, env, seed, Path(folder)) for seed in chosen.seeds
+            ]
+            for algorithm, env in GOALS
+            if algorithm in chosen.algorithms and env in chosen.envs
         }
-        for env, submitted in jobs.items():
-            measured[env] = [job.result() for job in submitted]
+        for pair, submitted in jobs.items():
+            results = [job.result() for job in submitted]
+            others = [
+                one for one in measured.get(key(*pair), []) if one["seed"] not in chosen.seeds
+            ]
+            measured[key(*pair)] = sorted(others + results, key=lambda one: one["seed"])
             kept.write_text(json.dumps(measured, indent=1) + "\n")
-    rows = [row(env, measured[env]) for env in GOALS if env in measured]
+    rows = [row(*pair, measured[key(*pair)]) for pair in GOALS if key(*pair) in measured]
     versions = (
         f"upslope {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"gymnasium {gymnasium.__version__}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     )
     header = (
-        "| environment | steps | mean | 95 % interval | worst seed | goal | reached | published "
+        "| algorithm | environment | steps | mean | 95 % interval | worst seed | goal | reached "
+        "| published | time | each seed |"
     )
-    header += "| time | each seed |"
     table = f"""# What the recipes learn
 
-PPO, all seeds counted, none left out. Each seed: the mean return of 100 episodes, deterministic, by
+All seeds counted, none left out. Each seed: the mean return of 100 episodes, deterministic, by
 the best policy of the run's own evaluations, on episodes not seen before. Made by
 `python benchmarks/learning.py`, last on {datetime.date.today()};
 {versions}.
@@ -130,7 +162,7 @@ the best policy of the run's own evaluations, on episodes not seen before. Made 
 {chosen.at_once} at once.
 
 {header}
-|{"---|" * 10}
+|{"---|" * 11}
 """ + "\n".join(rows)
     chosen.output.write_text(table + "\n")
     print(table)

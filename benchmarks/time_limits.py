@@ -4,14 +4,14 @@
     python benchmarks/time_limits.py --env HalfCheetah-v5 --seeds 1
 
 Two agents are trained alike, but one is told that an episode which was cut had terminated. Then
-many episodes are played past the limit T, and v(s_T) of each critic is held against what its own
-policy earned from there,
+many episodes are played past the limit T, and v(s_t) of each critic, t = 0 ... T, is held against
+what its own policy earned from there with no limit in its way,
 
-    G_T = sum_{k >= 0} gamma^k r_{T+k},      to where gamma^k < 0.001,
+    G_t = sum_{k >= 0} gamma^k r_{t+k},      to where gamma^k < 0.001 at least,
 
-in one number: the explained variance 1 - Var[G_T - v(s_T)] / Var[G_T], 1 when v is right, and the
-mean of v(s_T) - G_T, both in the units the critic was trained in (rewards divided by their scale,
-where the recipe does so).
+in two numbers: the explained variance 1 - Var[G_t - v(s_t)] / Var[G_t] over all of them, 1 when v
+is right, and the mean of v(s_T) - G_T at the limit itself, in the units the critic was trained in
+(rewards divided by their scale, where the recipe does so), beside the mean of G_T.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ class TruncationIsDeath(us.PPO):
         return super().update(rollout)
 
 
-def at_the_limit(agent: us.PPO, env: str, seed: int) -> tuple[float, float]:
-    """Return the explained variance of v(s_T) and the mean error, over EPISODES episodes."""
+def values_and_returns(agent: us.PPO, env: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return v(s_t) and G_t, each [T + 1, EPISODES], of the stochastic policy past its limit T."""
     limit = int(gymnasium.spec(env).max_episode_steps or 0)
     gamma = agent.config.gamma
-    beyond = math.ceil(math.log(1e-3) / math.log(gamma))
-    kwargs = {"max_episode_steps": limit + beyond + 1}
+    steps = limit + math.ceil(math.log(1e-3) / math.log(gamma)) + 1
+    kwargs = {"max_episode_steps": steps + 1}
     stream = make_stream(env, EPISODES, env_kwargs=kwargs, backend=agent.stream.backend)
     stream.reset(1000 + seed)
-    earned = np.zeros(EPISODES)
-    scale = agent.collector.reward_normalizer
-    unit = 1.0 if scale is None else float(scale.moments.deviation(scale.epsilon))
-    for t in range(limit + beyond):
-        if t == limit:
+    reward = np.zeros((steps, EPISODES))
+    value = np.zeros((limit + 1, EPISODES))
+    for t in range(steps):
+        if t <= limit:
             seen = torch.from_numpy(agent.collector.prepared(stream.observation))
             with torch.inference_mode():
-                value = agent.policy.value(seen).numpy()
+                value[t] = agent.policy.value(seen).numpy()
         action, _ = agent.predict(stream.observation, deterministic=False)
-        step = stream.step(action)
-        if t >= limit:
-            earned += gamma ** (t - limit) * step.reward / unit
+        reward[t] = stream.step(action).reward
     stream.close()
-    return float(1 - np.var(earned - value) / np.var(earned)), float(np.mean(value - earned))
+    scale = agent.collector.reward_normalizer
+    earned = reward / (1.0 if scale is None else float(scale.moments.deviation(scale.epsilon)))
+    for t in reversed(range(steps - 1)):
+        earned[t] += gamma * earned[t + 1]
+    return value, earned[: limit + 1]
 
 
 def main() -> None:
@@ -76,14 +77,17 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = recipes.find("ppo", chosen.env)
     steps = recipe.total_timesteps
-    lines = ["| agent | seed | explained variance of v(s_T) | mean of v(s_T) - G_T | return |"]
-    lines += ["|---|---|---|---|---|"]
+    columns = ("agent", "seed", "explained variance", "mean of v(s_T) - G_T", "of G_T", "return")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for kind, name in ((us.PPO, "bootstraps at the limit"), (TruncationIsDeath, "limit as death")):
         for seed in range(chosen.seeds):
             agent = kind(chosen.env, **recipe.settings | {"seed": seed}).learn(steps)
-            explained, error = at_the_limit(agent, chosen.env, seed)
+            value, earned = values_and_returns(agent, chosen.env, seed)
+            explained = 1 - np.var(earned - value) / np.var(earned)
+            error, truth = np.mean(value[-1] - earned[-1]), np.mean(earned[-1])
             mean, _ = us.evaluate_policy(agent, chosen.env, 100, backend=agent.stream.backend)
-            lines += [f"| {name} | {seed} | {explained:.3f} | {error:.3f} | {mean:.0f} |"]
+            numbers = f"{explained:.3f} | {error:+.3f} | {truth:.3f} | {mean:.0f}"
+            lines += [f"| {name} | {seed} | {numbers} |"]
             print(lines[-1], flush=True)
     text = f"# The value at the time limit of {chosen.env}, PPO's recipe, {steps:,} steps\n\n"
     text += "Made by `python benchmarks/time_limits.py`, which says what is measured.\n\n"

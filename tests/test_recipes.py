@@ -21,6 +21,7 @@ def test_the_promised_ones_are_there():
     promised = {"Acrobot-v1", "CartPole-v1", "Pendulum-v1", "upslope/FlappyBird-v0"}
     assert promised <= set(recipes.names("ppo"))
     assert recipes.names("PPO") == recipes.names("ppo") == sorted(recipes.names("ppo"))
+    assert recipes.names("QLearning") == recipes.names("q_learning") != []
 
 
 @pytest.mark.parametrize(("algorithm", "env"), EVERY)
@@ -36,7 +37,7 @@ def test_each_fits_its_algorithm_and_environment(algorithm, env):
     assert recipe.evaluation.keys() <= known
 
 
-@pytest.mark.parametrize(("algorithm", "env"), [case for case in EVERY if case[0] == "ppo"])
+@pytest.mark.parametrize(("algorithm", "env"), [pair for pair in EVERY if pair[0] == "ppo"])
 def test_a_rollout_is_whole_minibatches(algorithm, env):
     """Otherwise the minibatches would not be of the size that the file says."""
     config = make_config(ALGORITHMS[algorithm].config_class, recipes.find(algorithm, env).settings)

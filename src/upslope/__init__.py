@@ -15,15 +15,19 @@ TYPE_CHECKING = False  # type checkers read it as True; importing `typing` would
 if TYPE_CHECKING:
     from upslope import envs, errors, exact, gradient, losses, returns
     from upslope.agents.actor_critic import ActorCritic
+    from upslope.agents.dqn import DQN
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
+    from upslope.agents.q_learning import QLearning
     from upslope.agents.table import load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DQN",
     "PPO",
     "ActorCritic",
+    "QLearning",
     "__version__",
     "envs",
     "errors",
@@ -38,7 +42,9 @@ __all__ = [
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
     "ActorCritic": "upslope.agents.actor_critic",
+    "DQN": "upslope.agents.dqn",
     "PPO": "upslope.agents.ppo",
+    "QLearning": "upslope.agents.q_learning",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",
 }

@@ -54,11 +54,18 @@ class AgentConfig:
     """What takes the optimisation steps: torch, native (C++), or auto: native where it applies."""
 
 
-POSITIVE_INTEGERS = ("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length")
-SHARES = ("gamma", "gae_lambda", "actor_trace", "critic_trace")
+POSITIVE_INTEGERS = (
+    *("n_envs", "n_steps", "batch_size", "n_epochs", "segment_length"),
+    *("buffer_size", "train_freq", "target_update_interval"),
+)
+COUNTS = ("seed", "learning_starts")
+SHARES = (
+    *("gamma", "gae_lambda", "tau", "actor_trace", "critic_trace"),
+    *("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
+)
 NOT_NEGATIVE = ("ent_coef", "vf_coef", "average_learning_rate")
 POSITIVE_OR_NONE = ("max_grad_norm", "target_kl")
-SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf")
+SCHEDULES = (*("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "epsilon"),)
 SWITCHES = (
     "normalize_advantage",
     "normalize_observation",
@@ -67,12 +74,14 @@ SWITCHES = (
     "recompute_advantage",
     "discount_state",
     "traces",
+    *("double", "huber"),
 )
 CHOICES: dict[str, Iterable[str | None]] = {
     "engine": ("auto", "torch", "native"),
     "policy": (None, *POLICIES),
     "update": ("sampled", "all_actions"),
     "setting": ("discounted", "average"),
+    "target": ("q_learning", "sarsa", "expected_sarsa"),
 }
 
 Config = TypeVar("Config", bound=AgentConfig)
@@ -104,8 +113,10 @@ def _check(name: str, value: Any) -> None:
     takes = ""
     if name in POSITIVE_INTEGERS and not (whole and value >= 1):
         takes = "a whole number of at least 1"
-    elif name == "seed" and not (whole and value >= 0):
+    elif name in COUNTS and not (whole and value >= 0):
         takes = "a whole number of at least 0"
+    elif name == "gradient_steps" and not (whole and (value >= 1 or value == -1)):
+        takes = "a whole number of at least 1, or -1 for one for each transition"
     elif name in SHARES and not (finite and 0 <= value <= 1):
         takes = "a number from 0 to 1"
     elif name in NOT_NEGATIVE and not (finite and value >= 0):
@@ -124,7 +135,7 @@ def _check(name: str, value: Any) -> None:
         if value is not None or name != "clip_range_vf":
             takes = "a number or a schedule such as 'linear(3e-4)'"
     elif name in SCHEDULES and value is not None:
-        check_schedule(name, value, 1.0 if name == "clip_range" else math.inf)
+        check_schedule(name, value, 1.0 if name in ("clip_range", "epsilon") else math.inf)
     if takes:
         raise ConfigError(f"{name}={value!r}: {name} takes {takes}")
 

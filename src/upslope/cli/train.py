@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from upslope.agents.table import algorithm_class, algorithm_name
+from upslope.agents.table import ALGORITHMS, algorithm_name
 from upslope.cli.options import parse, split, table
 from upslope.errors import ArgumentError, suggest
 from upslope.runs import run
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
 def configure(algorithm: str, env: str, options: list[str]) -> tuple[RunConfig, RunOptions]:
     """Return the configuration that a command line asks for."""
     algorithm = algorithm_name(algorithm)
-    kind = algorithm_class(algorithm)
+    kind = ALGORITHMS[algorithm]
     recipe = None if "--no-recipe" in options else from_recipe(algorithm, env)
     base = recipe or RunConfig(algorithm=algorithm, env=env, total_timesteps=100_000)
     given = dict(base.settings)

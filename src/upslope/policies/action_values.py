@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from upslope.errors import ArgumentError
+from upslope.errors import ArgumentError, UpslopeError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.features import Features, has_images
 from upslope.policies.layout import Layout
@@ -63,7 +63,9 @@ class EpsilonGreedy:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log pi(a), [B], for action [B] int64."""
-        return self.probabilities.gather(-1, action.unsqueeze(-1)).squeeze(-1).log()
+        legal = self.q.shape[1] if self.legal is None else self.legal.sum(-1)
+        greedy = (action == self.mode()).to(self.q.dtype)
+        return (self.epsilon / legal + (1 - self.epsilon) * greedy).log()
 
     def entropy(self) -> Tensor:
         """Return -sum_a pi(a) log pi(a), [B]."""
@@ -76,24 +78,16 @@ class EpsilonGreedy:
 
 
 class ActionValues(ActorCritic):
-    """A policy of `network(observation [B, ...]) -> q [B, A]` over a Discrete action space.
+    """A policy of `network(observation [B, ...]) -> q [B, A]` over a Discrete action space."""
 
-    Raises ArgumentError for another action space.
-    """
-
-    def __init__(self, network: nn.Module, action_space: gymnasium.Space[Any], name: str) -> None:
+    def __init__(self, network: nn.Module, action_space: gymnasium.Space[Any]) -> None:
         super().__init__()
-        if not isinstance(action_space, spaces.Discrete):
-            raise ArgumentError(
-                f"{name} takes a Discrete action space, whose values it can compare one by one, "
-                f"got {action_space}"
-            )
         self.head = ActionHead(action_space)
         self.network = network
         self.register_buffer("epsilon", torch.zeros(()))
 
     epsilon: Tensor
-    """The share of actions that are drawn from all legal ones; a tensor, saved with the policy."""
+    """[] the share of actions drawn from all legal ones: a tensor, saved with the policy."""
 
     def q(self, observation: Tensor) -> Tensor:
         """Return q(s, a) for each action, [B, A]."""
@@ -128,12 +122,11 @@ class QNetwork(nn.Module):
         actions: int,
         *,
         generator: torch.Generator,
-        images: bool | None = None,
+        images: bool = False,
         net_arch: Sequence[int] | None = None,
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        images = has_images(observation_space) if images is None else images
         if net_arch is None:
             net_arch = () if images else (64, 64)
         self.features = Features(observation_space, images=images, generator=generator)
@@ -155,3 +148,51 @@ class Unpacked(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Return what the module gives for unpacked observations."""
         return self.network(self.layout.unpack(observation))
+
+
+def make_action_values(
+    name: str,
+    policy: str | nn.Module | None,
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    *,
+    generator: torch.Generator,
+    **policy_kwargs: Any,
+) -> ActionValues:
+    """Return the action-values that `policy` names: "mlp", "cnn", or a module; None as for agents.
+
+    `name` is the agent's, for errors. Raises ArgumentError for another policy or action space, or
+    for `policy_kwargs` that do not fit.
+    """
+    refuse_others(name, action_space)
+    if isinstance(policy, nn.Module):
+        if policy_kwargs:
+            raise ArgumentError(f"policy_kwargs={policy_kwargs} do not fit a module of your own")
+        return ActionValues(Unpacked(policy, observation_space), action_space)
+    if policy not in (None, "mlp", "cnn"):
+        raise ArgumentError(
+            f"policy={policy!r}: {name} takes 'mlp', 'cnn' or a torch.nn.Module; it has no memory"
+        )
+    images = has_images(observation_space) if policy is None else policy == "cnn"
+    try:
+        network = QNetwork(
+            observation_space,
+            int(action_space.n),  # type: ignore[attr-defined]
+            generator=generator,
+            images=images,
+            **policy_kwargs,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UpslopeError):
+            raise
+        raise ArgumentError(f"policy_kwargs={policy_kwargs} does not fit: {error}") from error
+    return ActionValues(network, action_space)
+
+
+def refuse_others(name: str, action_space: gymnasium.Space[Any]) -> None:
+    """Raise ArgumentError for an action space whose actions cannot be listed one by one."""
+    if not isinstance(action_space, spaces.Discrete):
+        raise ArgumentError(
+            f"{name} takes a Discrete action space, each action with a value of its own, got "
+            f"{action_space}: us.PPO takes any"
+        )

@@ -8,10 +8,10 @@ its source beside it.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from upslope.errors import ConfigError, suggest
@@ -30,17 +30,24 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def folded(algorithm: str) -> str:
+    """Return an algorithm's name without capitals and underscores: QLearning is q_learning."""
+    return algorithm.lower().replace("_", "").replace("-", "")
+
+
+def _folder(algorithm: str) -> Traversable | None:
+    """Return where an algorithm's recipes are; None if there are none."""
+    found = (
+        entry for entry in files(__name__).iterdir() if folded(entry.name) == folded(algorithm)
+    )
+    return next(found, None)
+
+
 def names(algorithm: str) -> list[str]:
     """Return the ids of the environments that an algorithm has a recipe for."""
     folder = _folder(algorithm)
-    found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    found = [] if folder is None else [entry.name for entry in folder.iterdir()]
     return sorted(n.removesuffix(".toml").replace("__", "/") for n in found if n.endswith(".toml"))
-
-
-def _folder(algorithm: str) -> Any:
-    """Return an algorithm's folder, also by the name of its class: ActorCritic, actor_critic."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", algorithm)
-    return files(__name__) / words.lower()
 
 
 def find(algorithm: str, env: str) -> Recipe:
@@ -51,6 +58,7 @@ def find(algorithm: str, env: str) -> Recipe:
             f"there is no {algorithm} recipe for {env!r}{suggest(env, known)}; there is one for "
             + ", ".join(known)
         )
-    file = _folder(algorithm) / f"{env.replace('/', '__')}.toml"
-    found = tomllib.loads(file.read_text())
+    folder = _folder(algorithm)
+    assert folder is not None
+    found = tomllib.loads((folder / f"{env.replace('/', '__')}.toml").read_text())
     return Recipe(algorithm=algorithm, env=env, **found)

@@ -89,13 +89,36 @@ class Rollout:
         self.target = torch.zeros(shape)
         self.cut: list[tuple[int, np.ndarray, np.ndarray]] = []
         """(step, environments, the observations they were truncated in)."""
+        self.cut_mask: list[np.ndarray | None] = []
+        """For each of `cut`, which actions were legal there, [environments, columns], if known."""
         self.action_mask: np.ndarray | None = None  # made when the first mask is seen
+        self.last_mask: np.ndarray | None = None
+        """[N, columns] which actions are legal in `last_observation`."""
         self.memory = torch.zeros(n_envs, memory_size)
 
     @property
     def n_valid(self) -> int:
         """The number of environment steps in it."""
         return int(np.count_nonzero(self.valid))
+
+    def next_observation(self) -> np.ndarray:
+        """Return s_{t+1} of every row, [T, N, ...]: the true one, also where an episode was cut."""
+        after = np.concatenate([self.observation[1:], self.last_observation[None]])
+        for t, environments, observation in self.cut:
+            after[t, environments] = observation
+        return after
+
+    def next_mask(self) -> np.ndarray | None:
+        """Return what is legal in s_{t+1}, [T, N, columns]; None where environments do not say.
+
+        All is legal in what an episode was cut in if nothing is known of it.
+        """
+        if self.action_mask is None or self.last_mask is None:
+            return None
+        legal = np.concatenate([self.action_mask[1:], self.last_mask[None]])
+        for (t, environments, _), mask in zip(self.cut, self.cut_mask, strict=True):
+            legal[t, environments] = True if mask is None else mask
+        return legal
 
     def flat(self, device: torch.device) -> Batch:
         """Return all rows as one batch, [T N, ...], views on a CPU."""

@@ -21,7 +21,9 @@ from torch import Tensor
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Rollout
+from upslope.rollout.masks import KEY
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
+from upslope.rollout.replay import Replay
 from upslope.rollout.stream import Step, Stream, final_info
 from upslope.seeding import derive32
 
@@ -49,15 +51,15 @@ class Collector:
         self.observation_normalizer = observation_normalizer
         self.reward_normalizer = reward_normalizer
         self.use_action_masks = use_action_masks
+        self.replay: Replay | None = None  # every rollout is added to it
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
         self.segment = -1
         self.segment_steps = 0
         self.actions: list[np.ndarray] = []
         self.observation = rollout.last_observation.copy()
-        self.episode_return = np.zeros(stream.n_envs)
+        self.episodes, self.episode_return = 0, np.zeros(stream.n_envs)
         self.episode_length = np.zeros(stream.n_envs, np.int64)
-        self.episodes = 0
         self._saved: dict[str, Any] | None = None  # what is to be restored at the next step
         # (return, length in steps, score or NaN) of the episodes that ended last
         self.recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_EPISODES)
@@ -72,11 +74,12 @@ class Collector:
         act = act or policy.act
         rollout, device = self.rollout, next(policy.parameters()).device
         saved, self._saved = self._saved, None
-        if self.segment < 0 or self._segment_is_over() or saved == {}:
+        if self.segment < 0 or self.segment_is_over() or saved == {}:
             self._begin_segment(self.segment + 1)
         elif saved is not None:
             self._restore_environments(policy, saved)
         rollout.cut.clear()
+        rollout.cut_mask.clear()
         rollout.memory.copy_(self.memory)
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
@@ -92,9 +95,12 @@ class Collector:
                     self._remember(t, memory)
         policy.head.matrix = None
         rollout.last_observation[:] = self.observation
+        rollout.last_mask = self.stream.action_mask
         self.segment_steps += rollout.n_steps
         if self.replays:
             self.actions.append(rollout.action.copy())
+        if self.replay is not None:
+            self.replay.add(rollout, self.segment)
         return rollout
 
     def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
@@ -128,9 +134,18 @@ class Collector:
         if step.truncated.any():
             cut = np.flatnonzero(step.truncated)
             rollout.cut.append((t, cut, self.prepared(step.next_observation[cut])))
+            rollout.cut_mask.append(self._final_mask(step, cut))
         if ended.any():
             self._count_episodes(np.flatnonzero(ended), step)
         self._see(self.stream.observation, self.stream.acting)
+
+    def _final_mask(self, step: Step, cut: np.ndarray) -> np.ndarray | None:
+        """Return which actions were legal where episodes were cut; None if that is not known."""
+        masks, told = self.rollout.action_mask, final_info(step.info, KEY)
+        if masks is None or told is None or told.shape != masks[0].shape:
+            return None
+        legal = told[cut].astype(bool)
+        return legal | ~legal.any(axis=1, keepdims=True)
 
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...] as the policy sees them; changes no statistics."""
@@ -164,7 +179,8 @@ class Collector:
         """Whether the environments' state is given back by replaying the segment's actions."""
         return self.stream.remakes and not self.stream.saves_state
 
-    def _segment_is_over(self) -> bool:
+    def segment_is_over(self) -> bool:
+        """Whether the environments are made anew before the next step."""
         return self.replays and self.segment_steps >= self.segment_length
 
     def _begin_segment(self, number: int) -> None:
@@ -181,33 +197,36 @@ class Collector:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything that evolves, as named arrays and as numbers for JSON."""
+        arrays = self._fixed() | {"recent": np.array(self.recent, np.float64).reshape(-1, 3)}
+        arrays |= self._environments() if self._saved is None else self._saved
+        numbers = {name: getattr(self, name) for name in ("segment", "segment_steps", "episodes")}
+        if self.replay is not None:
+            kept, counted = self.replay.state()
+            arrays |= {f"transitions/{name}": array for name, array in kept.items()}
+            numbers |= {f"transitions_{name}": number for name, number in counted.items()}
+        return arrays, numbers
+
+    def _fixed(self) -> dict[str, Any]:
+        """Return the arrays whose shapes the settings decide."""
         arrays: dict[str, Any] = {
             "observation": self.observation,
             "episode_return": self.episode_return,
             "episode_length": self.episode_length,
-            "recent": np.array(self.recent, np.float64).reshape(-1, 3),
         }
         if self.rollout.recurrent:
             arrays["memory"] = self.memory.numpy()
-        arrays |= self._environments() if self._saved is None else self._saved
         for prefix, normalizer in self._normalizers().items():
             arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
-        numbers = ("segment", "segment_steps", "episodes")
-        return arrays, {name: getattr(self, name) for name in numbers}
+        return arrays
 
     def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Return what `state` must hold with these numbers: arrays of its shapes and dtypes."""
         n_envs, layout = self.stream.n_envs, self.stream.layout
-        arrays: dict[str, Any] = {
-            "observation": self.observation,
-            "episode_return": self.episode_return,
-            "episode_length": self.episode_length,
-            "recent": np.zeros((min(numbers.get("episodes", 0), RECENT_EPISODES), 3)),
-        }
-        if self.rollout.recurrent:
-            arrays["memory"] = self.memory.numpy()
-        for prefix, normalizer in self._normalizers().items():
-            arrays |= {prefix + name: value for name, value in normalizer.state_dict().items()}
+        episodes = min(numbers.get("episodes", 0), RECENT_EPISODES)
+        arrays = self._fixed() | {"recent": np.zeros((episodes, 3))}
+        if self.replay is not None:
+            kept = self.replay.expected(under("transitions_", numbers))
+            arrays |= {f"transitions/{name}": array for name, array in kept.items()}
         if numbers.get("segment", -1) < 0:
             return arrays
         if self.stream.saves_state:
@@ -235,6 +254,8 @@ class Collector:
         self.recent.extend(tuple(row) for row in arrays["recent"].tolist())
         for prefix, normalizer in self._normalizers().items():
             normalizer.load_state_dict(under(prefix, arrays))
+        if self.replay is not None:
+            self.replay.load_state(under("transitions/", arrays), under("transitions_", numbers))
         self._saved = under_any(("replay/", "environment/"), arrays)
 
     def _normalizers(self) -> dict[str, ObservationNormalizer | RewardNormalizer]:
