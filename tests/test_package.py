@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The contract with everyone who types `us.`; a new name is added here on purpose.
 PUBLIC = {
+    "ActorCritic",
+    "DQN",
     "PPO",
+    "QLearning",
     "__version__",
     "envs",
     "errors",

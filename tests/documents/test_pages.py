@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("exact.md", "gradient.md")
+PAGES = ("actor_critic.md", "continuing.md", "exact.md", "gradient.md", "traces.md")
 pytestmark = pytest.mark.docs
 
 
@@ -29,7 +29,7 @@ def test_a_page_prints_what_it_says(page):
         promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
         assert printed.getvalue().splitlines() == promised
         promises += len(promised)
-    assert promises > 5
+    assert promises >= 3
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
