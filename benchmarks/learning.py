@@ -70,11 +70,12 @@ PUBLISHED = {
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(algorithm: str, env: str, seed: int, runs: Path) -> dict[str, float]:
+def run(algorithm: str, env: str, seed: int, runs: Path, *options: str) -> dict[str, float]:
     """Train one seed by the command line; returns its evaluation and how long it took."""
     name = f"{algorithm}-{env.replace('/', '-')}-{seed}"
     command = [sys.executable, "-m", "upslope.cli", "train", algorithm, env, "--seed", str(seed)]
     command += ["--runs", str(runs), "--name", name, "--final-episodes", "100", "--quiet"]
+    command += options
     began = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -1,17 +1,23 @@
-"""Training speed against a plain PyTorch loop on the same shape, the two in turn.
+"""Training speed against a plain PyTorch loop and, where they are, other libraries, in turn.
 
     python benchmarks/speed.py                       # 1024 environments, 16 steps, minibatch 2048
-    python benchmarks/speed.py --engine torch        # or native; auto by default
+    python benchmarks/speed.py 4096 16 8192          # another shape
+    python benchmarks/speed.py --engine torch        # or native; auto by default; both
+    python benchmarks/speed.py --peers PEERS/bin/python --write docs
     python benchmarks/speed.py --against another.py  # that takes the shape and prints "sps NUMBER"
 
-Prints environment steps per second of training alone (collection and updates; no set-up, no
-evaluation) of each, and the ratio pair by pair with its median.
+PPO on CartPole-v1 with two 64-64 tanh networks and four epochs. Prints environment steps per second
+of training alone (collection and updates; no set-up, no compilation, no evaluation): the median of
+the rounds, in each of which everyone runs once, with the ratio to the first, round by round. The
+machine's own rate of float32 matrix products is measured in each round too; 233 kFLOP a step over
+it are the arithmetic limit. PEERS is an environment with requirements-peers.txt.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -20,7 +26,9 @@ from pathlib import Path
 import numpy as np
 
 ITERATIONS, WARM_UP = 20, 2
-CHILD = "--child"
+HERE = Path(__file__).parent
+FLOP_PER_STEP = 233e3  # 4 epochs of 53.7 kFLOP forward and backward, and one pass forward
+FEW_ENVIRONMENTS = 64  # of libraries that step them one by one, with as many steps in a rollout
 
 
 def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> float:
@@ -48,32 +56,109 @@ def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> flo
     return (last - first) / (ended - began)
 
 
-def measured(command: list[str]) -> float:
-    """Run a script and return the number after "sps" in what it prints."""
+def matrix_speed() -> float:
+    """Return how many steps of training the machine's matrix products allow in a second."""
+    import torch
+
+    a, b = torch.randn(2, 2048, 2048).unbind()
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - began)
+    return 2 * 2048**3 / float(np.median(times)) / FLOP_PER_STEP
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """Run a script; return the numbers after "sps" and "mib" in what it prints."""
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(re.search(r"\bsps\s+([0-9.]+)", printed)[1])
+    memory = re.search(r"\bmib\s+([0-9.]+)", printed)
+    speed = re.search(r"\bsps\s+([0-9.]+)", printed)
+    return float(speed[1]), float(memory[1]) if memory else float("nan")
+
+
+def contestants(chosen: argparse.Namespace) -> dict[str, list[str]]:
+    """Return everyone's command, by what the table calls them."""
+    shape = [str(number) for number in chosen.shape]
+    engines = ["native", "torch"] if chosen.engine == "both" else [chosen.engine]
+    own = [sys.executable, __file__]
+    found = {f"Upslope, {each}": [*own, *shape, "--child", each] for each in engines}
+    found["plain PyTorch loop"] = [sys.executable, chosen.against, *shape]
+    if chosen.peers:
+        peers = [chosen.peers, str(HERE / "peers.py")]
+        steps = chosen.shape[0] * chosen.shape[1] // FEW_ENVIRONMENTS
+        few = [str(FEW_ENVIRONMENTS), str(steps), shape[2]]
+        found["rejax"] = [*peers, "rejax", *shape]
+        found["sbx, 64 environments"] = [*peers, "sbx", *few]
+        found["Stable-Baselines3, 64 environments"] = [*peers, "sb3", *few]
+    found["arithmetic limit"] = [*own, "--child", "matrix"]
+    return found
+
+
+def table(speeds: dict[str, list[float]], memory: dict[str, list[float]]) -> str:
+    """Return the table in Markdown: medians, and medians of the ratios in each round."""
+    first, limit = (np.array(speeds[name]) for name in (next(iter(speeds)), "arithmetic limit"))
+    lines = [
+        "| | steps per second | the first is faster by | share of the limit | MiB |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in speeds.items():
+        numbers = np.array(found)
+        ratio, share = np.median(first / numbers), np.median(numbers / limit)
+        size = np.median(memory[name])
+        mib = "" if np.isnan(size) else f"{size:.0f}"
+        lines.append(f"| {name} | {np.median(numbers):,.0f} | {ratio:.2f} | {share:.1%} | {mib} |")
+    gflops = np.median(limit) * FLOP_PER_STEP / 1e9
+    return "\n".join([*lines, "", f"Matrix products: {gflops:.0f} GFLOP/s, {len(limit)} rounds."])
+
+
+def draw(speeds: dict[str, list[float]], path: Path) -> None:
+    """Draw a bar for each contestant, from the slowest round to the fastest."""
+    import matplotlib.pyplot as plt
+
+    names = list(speeds)[::-1]
+    middle = [float(np.median(speeds[name])) for name in names]
+    spread = [[m - min(speeds[n]) for n, m in zip(names, middle, strict=True)]]
+    spread.append([max(speeds[n]) - m for n, m in zip(names, middle, strict=True)])
+    figure, axes = plt.subplots(figsize=(7, 0.5 * len(names) + 1), layout="constrained")
+    axes.barh(names, middle, xerr=spread, color="#4477aa", capsize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("environment steps per second of training, PPO on CartPole-v1")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    """Measure in turn and print the ratios."""
+    """Measure in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", nargs="*", type=int, default=[1024, 16, 2048])
-    parser.add_argument("--against", default=str(Path(__file__).with_name("plain_loop.py")))
-    parser.add_argument("--engine", choices=["auto", "native", "torch"], default="auto")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--against", default=str(HERE / "plain_loop.py"))
+    parser.add_argument("--engine", choices=["auto", "native", "torch", "both"], default="auto")
+    parser.add_argument("--peers", help="the Python of an environment with the other libraries")
+    parser.add_argument("--pairs", "--rounds", dest="rounds", type=int, default=5)
+    parser.add_argument("--write", type=Path, help="a folder for speed-table.md, images/speed.png")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        print("sps", upslope_speed(*chosen.shape, chosen.engine))
+        matrix = chosen.child == "matrix"
+        speed = matrix_speed() if matrix else upslope_speed(*chosen.shape, chosen.child)
+        print("sps", speed, "mib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    shape = [str(number) for number in chosen.shape]
-    ratios = []
-    for _ in range(chosen.pairs):
-        ours = measured([sys.executable, __file__, *shape, CHILD, "--engine", chosen.engine])
-        plain = measured([sys.executable, chosen.against, *shape])
-        ratios.append(ours / plain)
-        print(f"upslope {ours:,.0f}  plain loop {plain:,.0f}  ratio {ratios[-1]:.3f}", flush=True)
-    print(f"median ratio {np.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
+    commands = contestants(chosen)
+    speeds: dict[str, list[float]] = {name: [] for name in commands}
+    memory: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(chosen.rounds):
+        for name, command in commands.items():
+            speed, mib = measured(command)
+            speeds[name].append(speed)
+            memory[name].append(mib)
+            print(f"{name} {speed:,.0f}", end="  ", flush=True)
+        print(flush=True)
+    text = table(speeds, memory)
+    print(text)
+    if chosen.write:
+        shape = "{} environments x {} steps, minibatch {}".format(*chosen.shape)
+        (chosen.write / "speed-table.md").write_text(f"{shape}\n\n{text}\n")
+        draw(speeds, chosen.write / "images" / "speed.png")
 
 
 if __name__ == "__main__":

@@ -47,5 +47,6 @@ inline void need(bool fine, const char* what) {
 
 void bind_memory(nb::module_& m);
 void bind_network(nb::module_& m);
+void bind_returns(nb::module_& m);
 
 }  // namespace upslope

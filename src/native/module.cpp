@@ -51,6 +51,7 @@ void use_instruction_set(const std::string& name) {
 NB_MODULE(_native, m) {
   bind_network(m);
   bind_memory(m);
+  bind_returns(m);
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels->name); });
   m.def("use_instruction_set", &use_instruction_set);

@@ -68,6 +68,23 @@ class Network:
         self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
     ) -> None: ...
 
+def gae(
+    reward: np.ndarray,
+    value: np.ndarray,
+    next_value: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    advantage: np.ndarray,
+    gamma: float,
+    decay: float,
+) -> None: ...
+def standardize(
+    advantage: np.ndarray,
+    index: np.ndarray,
+    sizes: np.ndarray,
+    epsilon: float,
+    out: np.ndarray,
+) -> None: ...
 def lstm_forward(
     counts: list[int],
     threads: int,

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("actor_critic.md", "continuing.md", "exact.md", "gradient.md", "traces.md")
+PAGES = (
+    *("actor_critic.md", "continuing.md", "exact.md", "gradient.md", "group.md"),
+    *("preference.md", "traces.md"),
+)
 pytestmark = pytest.mark.docs
 
 

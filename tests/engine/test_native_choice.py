@@ -301,3 +301,18 @@ def test_it_learns_as_torch_does():
     error = np.sqrt((native.var(ddof=1) + torchs.var(ddof=1)) / 5)
     assert abs(native.mean() - torchs.mean()) < 4.5 * error
     assert min(native.mean(), torchs.mean()) > 40
+
+
+def test_torch_has_one_thread_while_the_engine_has_its_own():
+    engine, was = make_engine("native", policy_of(), max_grad_norm=0.5), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with engine.own_threads():
+            assert (engine.threads, torch.get_num_threads()) == (3, 1)
+        assert (engine.threads, torch.get_num_threads()) == (3, 3)
+        engine.claim_threads()
+        with engine.own_threads():
+            assert (engine.threads, torch.get_num_threads()) == (3, 1)
+        assert (engine.threads, torch.get_num_threads()) == (3, 1)
+    finally:
+        torch.set_num_threads(was)

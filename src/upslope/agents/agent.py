@@ -194,7 +194,8 @@ class Agent(Generic[Config]):
         seed = self.config.seed
         draws = generator(seed, "act", self.iteration, device=self.device)
         rollout = self.collector.collect(self.policy, draws, self.act)
-        metrics = self.update(rollout) if rollout.n_valid else {}
+        with self.engine.own_threads():
+            metrics = self.update(rollout) if rollout.n_valid else {}
         self.num_timesteps += rollout.n_valid
         self.iteration += 1
         return self.collector.summary() | metrics

@@ -29,8 +29,8 @@ from upslope.engine.twins import twin
 from upslope.losses.policy import clipped_surrogate
 from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
-from upslope.returns import gae
 from upslope.rollout.buffer import Batch, Rollout
+from upslope.rollout.native_returns import gae
 from upslope.rollout.statistics import explained_variance, mean_of, standardized, step_quality
 from upslope.rollout.values import evaluate_values
 from upslope.seeding import generator

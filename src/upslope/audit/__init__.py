@@ -3,8 +3,9 @@
     rows = audit()          # one Row for each estimator on each problem: bias, variance, noise
     passed(rows)            # False if one that declares itself unbiased is not
 
-Which estimators there are, and what each declares, stands in `estimators.py` (one distribution) and
-in `episodes.py` and `continuing.py` (finite decision problems).
+Which estimators there are, and what each declares, stands in `estimators.py` (one distribution),
+`groups.py` (groups of completions, preferences), `episodes.py` and `continuing.py` (finite decision
+problems).
 """
 
 from __future__ import annotations

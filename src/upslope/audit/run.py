@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.audit import continuing, episodes, estimators, played
+from upslope.audit import continuing, episodes, estimators, groups, played
 from upslope.audit.continuing import ContinuingProblem, Windows
 from upslope.audit.estimators import Case, Estimator
 from upslope.audit.measure import Row, measure
@@ -40,10 +40,18 @@ def _waves(count: int, size: float) -> Tensor:
     return size * torch.sin(torch.arange(1, count + 1, dtype=torch.float64) ** 2)
 
 
+TABLES = {
+    groups.REWARDED: groups.OF_REWARD,
+    groups.DIVERGENCE: groups.OF_DIVERGENCE,
+    groups.PREFERENCES: groups.OF_PREFERENCES,
+}
+"""The problems with estimators of their own."""
+
 _QUEUE = access_control_queue(servers=3, free_probability=0.2)
 
 PROBLEMS: tuple[AnyProblem, ...] = (
     *DISTRIBUTIONS,
+    *TABLES,
     EpisodicProblem(
         name="corridor: γ = 1, P(right) = 1/2",
         mdp=short_corridor(),
@@ -132,7 +140,7 @@ def _rows(problem: AnyProblem, count: int, seed: int) -> Iterator[Row]:
 
 def _of_distribution(problem: Problem, count: int, seed: int) -> Iterator[Row]:
     exact = Exact(problem)
-    for estimator in estimators.ESTIMATORS:
+    for estimator in TABLES.get(problem, estimators.ESTIMATORS):
         if not estimator.takes(problem):
             continue
         parts, left = [], min(count, estimator.estimates)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,17 @@ class NativeEngine(TorchEngine):
         """Leave one thread to torch, whose others would only get in the way of this engine's."""
         self._threads = self.threads
         torch.set_num_threads(1)
+
+    @contextmanager
+    def own_threads(self) -> Iterator[None]:
+        """Have torch on one thread for as long as the context lasts: see `claim_threads`."""
+        claimed, torchs = self._threads, torch.get_num_threads()
+        self.claim_threads()
+        try:
+            yield
+        finally:
+            self._threads = claimed
+            torch.set_num_threads(torchs)
 
     # -- a step --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -130,6 +131,10 @@ class TorchEngine:
 
     def claim_threads(self) -> None:
         """Have the threads of the process for itself, where it has threads of its own."""
+
+    def own_threads(self) -> AbstractContextManager[None]:
+        """Have them for as long as the context lasts."""
+        return nullcontext()
 
     def check_finite(self, norm: float) -> None:
         """Raise NotFiniteError unless the norm of the step's gradient is finite."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from upslope.gradient.quality import quality
+from upslope.rollout import native_returns
 from upslope.rollout.buffer import Chunks, Rollout
 
 
@@ -16,6 +18,8 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float = 
 
     A minibatch of one row, or of equal advantages, becomes 0: it says nothing about direction.
     """
+    if native_returns.applies(advantage):
+        return native_returns.standardized(advantage, minibatches, eps)
     out = torch.zeros_like(advantage)
     order = torch.cat(list(minibatches))
     gathered = advantage[order]
@@ -28,9 +32,10 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float = 
 
 def explained_variance(rollout: Rollout) -> float:
     """Return 1 - Var[G - v] / Var[G] over the valid rows: 1 is perfect, 0 is a constant's."""
-    valid = torch.from_numpy(rollout.valid)
-    target, value = rollout.target[valid], rollout.value[valid]
-    variance, left = target.var(correction=0), (target - value).var(correction=0)
+    target, value = rollout.target.numpy(), rollout.value.numpy()
+    if not rollout.valid.all():
+        target, value = target[rollout.valid], value[rollout.valid]
+    variance, left = target.var(dtype=np.float64), (target - value).var(dtype=np.float64)
     return float(1 - left / variance) if variance > 0 else float("nan")
 
 

@@ -1,0 +1,67 @@
+// Weights of a rollout's steps as Python sees them: generalised advantages, and advantages standardised by minibatch.
+#include <algorithm>
+#include <cmath>
+
+#include "binding.hpp"
+
+namespace upslope {
+
+using namespace nb::literals;
+
+namespace {
+
+// A_t = delta_t + gamma lambda A_{t+1} (0 past an end), delta_t = r_t + gamma v(s_{t+1}) - v(s_t); [T][N], row by row.
+void gae(Rows<const float> reward, Rows<const float> value, Rows<const float> next_value, Rows<const bool> terminated,
+         Rows<const bool> truncated, Rows<float> advantage, float gamma, float decay) {
+  const size_t steps = reward.shape(0), n = reward.shape(1);
+  const auto alike = [&](const auto& x) { return x.shape(0) == steps && x.shape(1) == n; };
+  need(alike(value) && alike(next_value) && alike(terminated) && alike(truncated) && alike(advantage),
+       "arrays differ in shape");
+  const nb::gil_scoped_release released;
+  for (size_t t = steps; t-- > 0;) {
+    const size_t row = t * n;
+    const float *r = reward.data() + row, *v = value.data() + row, *next = next_value.data() + row;
+    const bool *over = terminated.data() + row, *cut = truncated.data() + row;
+    float *a = advantage.data() + row, *later = a + n;
+    for (size_t i = 0; i < n; ++i) {
+      const float delta = r[i] + gamma * (over[i] ? 0.0f : next[i]) - v[i];
+      a[i] = t + 1 == steps || over[i] || cut[i] ? delta : delta + decay * later[i];
+    }
+  }
+}
+
+// out = (A - mean) / (deviation + epsilon), mean and deviation over each of the parts of `index`, of `sizes`.
+void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vector<const int64_t> sizes, double epsilon,
+                 Vector<float> out) {
+  const int64_t m = advantage.shape(0), rows = index.shape(0);
+  need(int64_t(out.shape(0)) == m, "out is of another size");
+  for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");
+  const float* a = advantage.data();
+  const int64_t *from = index.data(), *end = from + rows;
+  for (size_t k = 0; k < sizes.shape(0); ++k) {
+    const int64_t n = sizes.data()[k];
+    need(n >= 0 && n <= end - from, "sizes do not fit the index");
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) sum += a[from[i]];
+    const float mean = float(sum / double(n));  // in single precision equal advantages give exactly 0
+    for (int64_t i = 0; i < n; ++i) {
+      const float off = a[from[i]] - mean;
+      out.data()[from[i]] = off;
+      squares += double(off) * off;
+    }
+    const float scale = float(1 / (std::sqrt(squares / double(n)) + epsilon));
+    for (int64_t i = 0; i < n; ++i) out.data()[from[i]] *= scale;
+    from += n;
+  }
+  need(from == end, "sizes do not fit the index");
+}
+
+}  // namespace
+
+void bind_returns(nb::module_& m) {
+  m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_a, "gamma"_a,
+        "decay"_a);
+  m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_a);
+}
+
+}  // namespace upslope

@@ -1,0 +1,68 @@
+"""The weights of a rollout's steps in C++, where the native part is there; in torch elsewhere.
+
+The same equations: `returns.gae`, and the standardisation of `statistics.standardized`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope import returns
+from upslope.errors import check_range
+
+try:
+    from upslope import _native
+
+    BUILT = True
+except ImportError:  # installed where there was no C++ compiler
+    BUILT = False
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Return the generalised advantage estimate of `returns.gae`, [T, N]."""
+    given = (reward, value, next_value, terminated, truncated)
+    if not (applies(*given[:3]) and all(each.shape == reward.shape for each in given)):
+        return returns.gae(*given, gamma=gamma, gae_lambda=gae_lambda)
+    check_range("gamma", gamma, 0, 1)
+    check_range("gae_lambda", gae_lambda, 0, 1)
+    found = torch.empty_like(reward)
+    _native.gae(
+        reward.numpy(),
+        value.numpy(),
+        next_value.numpy(),
+        terminated.numpy(),
+        truncated.numpy(),
+        found.numpy(),
+        gamma=gamma,
+        decay=gamma * gae_lambda,
+    )
+    return found
+
+
+def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float) -> Tensor:
+    """Return (A - mean A) / (std A + eps), [M], over each row's minibatch; 0 in no minibatch."""
+    found = torch.zeros_like(advantage)
+    sizes = np.array([len(index) for index in minibatches])
+    index = torch.cat(list(minibatches)).numpy()
+    _native.standardize(advantage.numpy(), index, sizes, eps, found.numpy())
+    return found
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Return whether the native part is there and can read these tensors in place."""
+    return BUILT and all(
+        x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() for x in tensors
+    )
