@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ActorCritic",
     "DQN",
     "PPO",
+    "ActorCritic",
     "QLearning",
     "__version__",
     "envs",
