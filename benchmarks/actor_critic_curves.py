@@ -4,7 +4,7 @@
     python benchmarks/actor_critic_curves.py --only traces
 
     actor_critic   CartPole-v1: one step, n steps, GAE, all actions
-    traces         CartPole-v1, linear over tiles: traces and none; steps of N = 1 and N = 8
+    traces         CartPole-v1, linear over tiles: traces and none
     continuing     the access-control queue: the exact gain of the policy, against the best one
 
 Writes docs/images/NAME.png, and what it drew to benchmarks/results/actor_critic_curves.json.
@@ -36,7 +36,7 @@ TABLE = {"setting": "average", "policy_kwargs": {"net_arch": []}}
 CURVES: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
     "actor_critic": (
         "CartPole-v1",
-        100_000,
+        40_000,
         {
             "one step, λ = 0": BASE | {"n_steps": 5, "gae_lambda": 0.0},
             "5 steps, λ = 1": BASE | {"n_steps": 5},
@@ -48,24 +48,21 @@ CURVES: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
     ),
     "traces": (
         "CartPole-v1",
-        40_000,
+        20_000,
         {
-            "λ = .9, N = 8": TILED
-            | {"n_envs": 8, "learning_rate": 0.02, "critic_learning_rate": 0.06},
-            "λ = 0, N = 8": TILED
+            "λ = .9": TILED | {"n_envs": 8, "learning_rate": 0.02, "critic_learning_rate": 0.06},
+            "λ = 0": TILED
             | {"n_envs": 8, "learning_rate": 0.02, "critic_learning_rate": 0.06}
             | {"actor_trace": 0.0, "critic_trace": 0.0},
-            "λ = .9, N = 1": TILED
-            | {"n_envs": 1, "learning_rate": 0.0025, "critic_learning_rate": 0.0075},
         },
     ),
     "continuing": (
         "upslope/AccessControl-v0",
-        300_000,
+        200_000,
         {
-            "traces, N = 8": TABLE
-            | {"traces": True, "n_envs": 8, "n_steps": 250, "average_learning_rate": 0.02}
-            | {"learning_rate": "linear(0.05)", "critic_learning_rate": "linear(0.2)"},
+            "traces, N = 32": TABLE
+            | {"traces": True, "n_envs": 32, "n_steps": 125, "average_learning_rate": 0.05}
+            | {"learning_rate": "linear(0.1)", "critic_learning_rate": "linear(0.5)"},
             "GAE, N = 64": TABLE
             | {"n_envs": 64, "n_steps": 16, "gae_lambda": 0.9, "learning_rate": "linear(2e-2)"}
             | {"average_learning_rate": 0.05, "ent_coef": 0.01},
