@@ -11,8 +11,8 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (
-    *("actor_critic.md", "continuing.md", "exact.md", "gradient.md", "group.md"),
-    *("preference.md", "traces.md"),
+    *("actor_critic.md", "continuing.md", "dqn.md", "exact.md", "gradient.md", "group.md"),
+    *("preference.md", "q_learning.md", "traces.md"),
 )
 pytestmark = pytest.mark.docs
 
