@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from upslope.errors import ArgumentError, ShapeError
 from upslope.returns import (
     discounted_return,
+    eligibility,
     gae,
+    lambda_return,
     mean_baseline,
     n_step,
     reward_to_go,
@@ -468,3 +470,67 @@ def test_leave_one_out_does_not_depend_on_the_own_return():
     after = mean_baseline(target, valid, leave_one_out=True)
     close(after[:, 2], before[:, 2])
     assert not torch.equal(after[:, 0], before[:, 0])
+
+
+# ---- lambda-returns and traces -------------------------------------------------------------------
+@pytest.mark.parametrize("trace_decay", [0.0, 0.3, 0.9, 1.0])
+def test_lambda_return_is_the_mean_of_n_step_returns(trace_decay):
+    """Weights (1 - lambda) lambda^(n-1), and what is left on the longest there is."""
+    data = Rollout(3, 12, 4)
+    found = lambda_return(data.reward, *data.ends(), gamma=0.9, trace_decay=trace_decay)
+    returns = [n_step(data.reward, *data.ends(), gamma=0.9, n=n) for n in range(1, 13)]
+    for i in range(4):
+        for t in range(12):
+            longest = last_step(data, t, i, 12) - t + 1
+            total = sum(
+                (1 - trace_decay) * trace_decay ** (n - 1) * returns[n - 1][t, i]
+                for n in range(1, longest)
+            )
+            total = total + trace_decay ** (longest - 1) * returns[longest - 1][t, i]
+            close(found[t, i], total)
+
+
+def test_lambda_return_is_gae_plus_the_value():
+    data = Rollout(4, 20, 3).consistent()
+    found = lambda_return(data.reward, *data.ends(), gamma=0.95, trace_decay=0.7)
+    close(found, data.gae(gamma=0.95, gae_lambda=0.7) + data.value)
+
+
+@pytest.mark.parametrize("trace_decay", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_backward_td_lambda_is_the_forward_view(trace_decay, gamma):
+    """Linear v = w.x with w kept fixed: sum of delta_t z_t is that of (G_t^lambda - v) x_t."""
+    data = Rollout(5, 40, 3)
+    source = torch.Generator().manual_seed(6)
+    x = torch.randn(41, 3, 7, generator=source, dtype=torch.float64)
+    ends = torch.randn(40, 3, 7, generator=source, dtype=torch.float64)  # where episodes are cut
+    w = torch.randn(7, generator=source, dtype=torch.float64)
+    value = x[:40] @ w
+    next_value = torch.where(data.ended, ends @ w, x[1:] @ w)
+    next_value = next_value.masked_fill(data.terminated, 0)
+    delta = data.reward + gamma * next_value - value
+    z = eligibility(x[:40], data.ended, gamma * trace_decay)
+    backward = torch.einsum("tn,tnp->p", delta, z)
+    target = lambda_return(
+        data.reward,
+        next_value,
+        data.terminated,
+        data.truncated,
+        gamma=gamma,
+        trace_decay=trace_decay,
+    )
+    forward = torch.einsum("tn,tnp->p", target - value, x[:40])
+    assert forward.norm() > 10
+    close(backward, forward, atol=1e-12 * float(forward.norm()))
+
+
+def test_traces_by_hand():
+    g = torch.tensor([1.0, 2, 4, 8], dtype=torch.float64).view(4, 1, 1)
+    found = eligibility(g, flags(0, 1, 0, 0), 0.5)
+    assert found.flatten().tolist() == [1, 2.5, 4, 10]
+    with pytest.raises(ArgumentError, match="decay"):
+        eligibility(g, flags(0, 1, 0, 0), 1.5)
+    with pytest.raises(ShapeError):
+        eligibility(g, flags(0, 1, 0), 0.5)
+    with pytest.raises(ArgumentError, match="trace_decay"):
+        lambda_return(*(Rollout(0, 4, 1).reward,), *Rollout(0, 4, 1).ends(), gamma=1, trace_decay=2)

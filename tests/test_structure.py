@@ -23,7 +23,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LONGEST_FILE = 320
-MOST_PUBLIC_NAMES = 80  # of the package and its public modules together
+MOST_PUBLIC_NAMES = 100  # of the package and its public modules together
 
 
 def name_of(path: Path) -> str:

@@ -14,6 +14,7 @@ import importlib
 TYPE_CHECKING = False  # type checkers read it as True; importing `typing` would double the time
 if TYPE_CHECKING:
     from upslope import envs, errors, exact, gradient, losses, returns
+    from upslope.agents.actor_critic import ActorCritic
     from upslope.agents.dqn import DQN
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
@@ -27,6 +28,7 @@ __all__ = [
     "DQN",
     "PPO",
     "REINFORCE",
+    "ActorCritic",
     "QLearning",
     "__version__",
     "envs",
@@ -41,6 +43,7 @@ __all__ = [
 
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
+    "ActorCritic": "upslope.agents.actor_critic",
     "DQN": "upslope.agents.dqn",
     "PPO": "upslope.agents.ppo",
     "REINFORCE": "upslope.agents.reinforce",

@@ -23,8 +23,11 @@ from upslope.shapes import shaped
 
 __all__ = [
     "discounted_return",
+    "eligibility",
     "gae",
     "group_advantage",
+    "lambda_return",
+    "mean_baseline",
     "n_step",
     "reward_to_go",
     "vtrace",
@@ -204,6 +207,55 @@ def mean_baseline(
     count = valid.sum(1, keepdim=True) - int(leave_one_out)
     mean = (counted.sum(1, keepdim=True) - own) / count.clamp(min=1)
     return mean.masked_fill(~valid | (count == 0), 0.0)
+
+
+@shaped
+def lambda_return(
+    reward: Float[Tensor, "T N"],
+    next_value: Float[Tensor, "T N"],
+    terminated: Bool[Tensor, "T N"],
+    truncated: Bool[Tensor, "T N"],
+    *,
+    gamma: float,
+    trace_decay: float,
+) -> Float[Tensor, "T N"]:
+    """Return G_t^λ = r_t + γ ((1 - λ) v(s_{t+1}) + λ G_{t+1}^λ), at an end r_t + γ v(s_{t+1}).
+
+    λ is `trace_decay`; the other arguments are those of `gae`, and the last row counts as an end.
+    It is the mean of the n-step returns, G⁽ⁿ⁾ with weight (1 - λ) λⁿ⁻¹ and the longest with what is
+    left: λ = 0 is the one-step target, λ = 1 the reward-to-go with bootstrap. Raises ShapeError
+    unless all shapes are equal, and ArgumentError for a gamma or trace_decay outside [0, 1].
+
+    Sutton and Barto 2018, equation 12.3, in the recursive form of exercise 12.1.
+    """
+    check_range("gamma", gamma, 0, 1)
+    check_range("trace_decay", trace_decay, 0, 1)
+    cut = _cut(terminated | truncated)
+    share = torch.full_like(reward, 1 - trace_decay).masked_fill(cut, 1.0)  # of v in what follows
+    term = reward + gamma * share * next_value.masked_fill(terminated, 0.0)
+    return _backward_sum(term, gamma * (1 - share))
+
+
+@shaped
+def eligibility(
+    gradient: Float[Tensor, "T N P"], ended: Bool[Tensor, "T N"], decay: float
+) -> Float[Tensor, "T N P"]:
+    """Return z_t = decay z_{t-1} + g_t, beginning with 0 and anew after every end.
+
+    `gradient` is g_t = ∇v(s_t), or ∇ln π(a_t|s_t); decay is γλ (λ where the average reward is what
+    counts). With weights that do not change, Σ_t δ_t z_t = Σ_t (G_t^λ - v(s_t)) g_t: the backward
+    view of TD(λ) is the forward one. Raises ShapeError unless T and N agree, and ArgumentError for
+    a decay outside [0, 1].
+
+    Sutton and Barto 2018, equation 12.5.
+    """
+    check_range("decay", decay, 0, 1)
+    z = torch.zeros_like(gradient)
+    for t in range(len(gradient)):
+        z[t] = gradient[t]
+        if t:
+            z[t] += decay * (~ended[t - 1]).to(z).unsqueeze(-1) * z[t - 1]
+    return z
 
 
 @shaped

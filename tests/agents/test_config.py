@@ -113,5 +113,5 @@ def test_what_is_no_schedule_is_refused_with_examples(text):
 
 def test_algorithms_by_name():
     assert algorithm_class("PPO") is algorithm_class("ppo")
-    with pytest.raises(ArgumentError, match=r"no algorithm 'pp' .*mean 'ppo'.*there is ppo"):
+    with pytest.raises(ArgumentError, match=r"no algorithm 'pp' .*mean 'ppo'.*there is .*ppo"):
         algorithm_class("pp")

@@ -127,7 +127,10 @@ def test_an_algorithm_and_an_environment(words: list[str], capsys: Captured) -> 
 
 
 MISTAKES = [
-    (["pop", "CartPole-v1"], "there is no algorithm 'pop' (did you mean 'ppo'?); there is ppo"),
+    (
+        ["pop", "CartPole-v1"],
+        "there is no algorithm 'pop' (did you mean 'ppo'?); there is q_learning, dqn, ",
+    ),
     (
         ["ppo", "CartPol-v1"],
         "is not an environment that Gymnasium or EnvPool knows (did you mean 'CartPole-v1",

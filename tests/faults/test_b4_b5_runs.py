@@ -118,7 +118,7 @@ def test_more_steps_are_allowed_and_said(folder: Path) -> None:
 
 MISTAKES = [
     ("n_epochs = 1", "n_epoch = 1", ConfigError, "no setting 'n_epoch' .did you mean 'n_epochs'"),
-    ('"ppo"', '"dqn"', ArgumentError, "there is no algorithm 'dqn'"),
+    ('"ppo"', '"pgo"', ArgumentError, "there is no algorithm 'pgo'"),
     ("total_timesteps = 600", "", RunError, "total_timesteps is missing"),
     ("total_timesteps = 600", "total_timesteps = 'all'", RunError, "it takes a whole number of at"),
     ("checkpoint_seconds", "checkpoint_second", RunError, "did you mean 'checkpoint_seconds'"),

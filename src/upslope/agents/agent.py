@@ -77,6 +77,7 @@ class Agent(Generic[Config]):
         self.custom_policy = isinstance(policy, nn.Module)
         self.policy = self.make_policy(policy, *spaces).to(self.device)
         self.engine = self.make_engine()
+        self.act = self.engine.act  # how actions are drawn while collecting
         self.collector = self.make_collector()
         self.iteration = 0
         self.num_timesteps = 0
@@ -192,7 +193,7 @@ class Agent(Generic[Config]):
         """Collect one rollout and update on it; returns the metrics of both."""
         seed = self.config.seed
         draws = generator(seed, "act", self.iteration, device=self.device)
-        rollout = self.collector.collect(self.policy, draws, self.engine.act)
+        rollout = self.collector.collect(self.policy, draws, self.act)
         with self.engine.own_threads():
             metrics = self.update(rollout) if rollout.n_valid else {}
         self.num_timesteps += rollout.n_valid

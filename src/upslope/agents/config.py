@@ -36,8 +36,9 @@ class AgentConfig:
     policy_kwargs: Annotated[Mapping[str, Any], tyro.conf.Suppress] = dataclasses.field(
         default_factory=dict
     )
-    """What the policy is built with: net_arch (64, 64), activation ("tanh"), memory_size (64), and
-    for Box actions log_std_init (0), scale ("parameter", "network", "exploration"), squash."""
+    """What the policy is built with: net_arch (64, 64), activation ("tanh"), memory_size (64),
+    tiles (tile coding: {"tilings": 8, "tiles": 8}), and for Box actions log_std_init (0), scale
+    ("parameter", "network", "exploration"), squash."""
     use_action_masks: bool = True
     """Take only what the environment says is legal; False lets it find that out by reward."""
     normalize_observation: bool = False
@@ -59,12 +60,12 @@ POSITIVE_INTEGERS = (
 )
 COUNTS = ("seed", "learning_starts")
 SHARES = (
-    *("gamma", "gae_lambda", "tau"),
+    *("gamma", "gae_lambda", "tau", "actor_trace", "critic_trace"),
     *("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
 )
-NOT_NEGATIVE = ("ent_coef", "vf_coef")
+NOT_NEGATIVE = ("ent_coef", "vf_coef", "average_learning_rate")
 POSITIVE_OR_NONE = ("max_grad_norm", "target_kl")
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "epsilon")
+SCHEDULES = (*("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "epsilon"),)
 SWITCHES = (
     "normalize_advantage",
     "normalize_observation",
@@ -72,6 +73,7 @@ SWITCHES = (
     "normalize_reward",
     "recompute_advantage",
     "discount_state",
+    "traces",
     *("double", "huber"),
 )
 CHOICES: dict[str, Iterable[str | None]] = {
@@ -80,6 +82,8 @@ CHOICES: dict[str, Iterable[str | None]] = {
     "weight": ("reward_to_go", "return"),
     "baseline": (None, "mean", "leave_one_out", "value"),
     "importance": (None, "ordinary", "self_normalized", "per_decision"),
+    "update": ("sampled", "all_actions"),
+    "setting": ("discounted", "average"),
     "target": ("q_learning", "sarsa", "expected_sarsa"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from upslope import checkpoint, recipes
+from upslope.agents.actor_critic import ActorCritic
 from upslope.agents.agent import Agent, Environment
 from upslope.agents.dqn import DQN
 from upslope.agents.ppo import PPO
@@ -20,17 +21,21 @@ ALGORITHMS: dict[str, type[Agent[Any]]] = {
     "q_learning": QLearning,
     "dqn": DQN,
     "reinforce": REINFORCE,
+    "actor_critic": ActorCritic,
     "ppo": PPO,
 }
+ALIASES = {"a2c": "actor_critic"}
 
 
 def algorithm_name(name: str) -> str:
     """Return the name of an algorithm as it is in `ALGORITHMS`, or raise ArgumentError.
 
     Capitals, hyphens and underscores are of no account: QLearning and q-learning are q_learning.
+    A2C, which is a form of it, is actor_critic.
     """
+    wanted = recipes.folded(ALIASES.get(name.lower(), name))
     for known in ALGORITHMS:
-        if recipes.folded(known) == recipes.folded(name):
+        if recipes.folded(known) == wanted:
             return known
     raise ArgumentError(
         f"there is no algorithm {name!r}{suggest(name.lower(), ALGORITHMS)}; there is "

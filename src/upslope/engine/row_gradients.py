@@ -31,8 +31,11 @@ class Seen(NamedTuple):
 
 def are_known(policy: ActorCritic) -> bool:
     """Whether `recorded` sees all that the policy is made of: perceptrons and the usual head."""
-    whole = policy.perceptrons() is not None and type(policy.head) is ActionHead
-    return whole and all(parameter.requires_grad for parameter in policy.parameters())
+    head = policy.head
+    if policy.perceptrons() is None or type(head) is not ActionHead:
+        return False
+    joint = head.layout.nested and bool(head.boxes)  # a Box among others: several distributions
+    return not joint and all(parameter.requires_grad for parameter in policy.parameters())
 
 
 @contextmanager

@@ -4,15 +4,30 @@ import upslope.envs
 env = gymnasium.make("upslope/FlappyBird-v0", render_mode="rgb_array")
 birds = gymnasium.make_vec("upslope/FlappyBird-v0", num_envs=4096)
 poles = gymnasium.make_vec("upslope/CartPoleNoVelocity-v0", num_envs=64)
+queues = gymnasium.make_vec("upslope/AccessControl-v0", num_envs=64)
+chains = upslope.envs.FiniteVectorEnv(upslope.exact.random_walk(19), num_envs=64)
+endless = upslope.envs.Continuing(gymnasium.make("CartPole-v1"))
 """
 
 from __future__ import annotations
 
+import importlib
+
 import gymnasium
 
-__all__ = ["register"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from upslope.envs.continuing import Continuing
+    from upslope.envs.finite import FiniteVectorEnv
 
-ENVIRONMENTS = {"FlappyBird": "flappy_bird", "CartPoleNoVelocity": "cartpole"}
+__all__ = ["Continuing", "FiniteVectorEnv", "register"]
+
+ENVIRONMENTS = {
+    "FlappyBird": "flappy_bird",
+    "CartPoleNoVelocity": "cartpole",
+    "AccessControl": "access_control",
+}
+_HOME = {"Continuing": "continuing", "FiniteVectorEnv": "finite"}
 
 
 def register() -> None:
@@ -27,3 +42,11 @@ def register() -> None:
 
 
 register()
+
+
+if not TYPE_CHECKING:  # the finite problems need SciPy's and torch's start, which takes time
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module 'upslope.envs' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"upslope.envs.{_HOME[name]}"), name)

@@ -17,7 +17,7 @@ legal, or None; `memory` is [B, memory_size], of no columns where the policy has
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -31,6 +31,7 @@ from upslope.policies.layout import Layout
 from upslope.policies.memory import MEMORIES, Sequences
 from upslope.policies.networks import mlp
 from upslope.policies.spaces import ActionHead
+from upslope.policies.tiles import TileCoding
 
 POLICIES = ("mlp", "cnn", *MEMORIES)
 
@@ -114,7 +115,9 @@ class NetworkActorCritic(ActorCritic):
     Only convolutions and memory have shared parameters: with neither, the two are separate.
     `images` puts convolutions before them, `memory` "lstm" or "gru" a recurrent layer of
     `memory_size` units. `net_arch` are the hidden layers of both perceptrons: (64, 64) by default,
-    one of 64 behind a memory, none behind convolutions. `scale` and `squash`: see `ActionHead`.
+    one of 64 behind a memory, none behind convolutions; with () both are linear. `tiles` are the
+    settings of a `TileCoding` in place of the observation, with linear functions of it by default.
+    With `action_values` the critic gives q(s, .) beside v(s). `scale`, `squash`: see `ActionHead`.
     """
 
     def __init__(
@@ -131,11 +134,17 @@ class NetworkActorCritic(ActorCritic):
         log_std_init: float = 0.0,
         scale: str = "parameter",
         squash: bool = False,
+        tiles: Mapping[str, Any] | None = None,
+        action_values: bool = False,
     ) -> None:
         super().__init__()
         if net_arch is None:
-            net_arch = (64,) if memory else () if images else (64, 64)
-        self.features = Features(observation_space, images=images, generator=generator)
+            net_arch = (64,) if memory else () if images or tiles is not None else (64, 64)
+        self.features: Features | TileCoding
+        if tiles is None:
+            self.features = Features(observation_space, images=images, generator=generator)
+        else:
+            self.features = TileCoding(observation_space, **tiles)
         inputs = self.features.size
         self.memory = None
         if memory is not None:
@@ -147,14 +156,21 @@ class NetworkActorCritic(ActorCritic):
         )
         shape: dict[str, Any] = {"activation": activation, "generator": generator}
         self.actor = mlp([inputs, *net_arch, self.head.size], output_gain=0.01, **shape)
-        self.critic = mlp([inputs, *net_arch, 1], output_gain=1.0, **shape)
+        values = 1 + self.head.size if action_values else 1
+        self.critic = mlp([inputs, *net_arch, values], output_gain=1.0, **shape)
 
     def both(
         self, observation: Tensor, mask: Tensor | None, sequences: Sequences | None
     ) -> tuple[Distribution, Tensor]:
         """Return pi(.|s) and v(s) [B]; rows follow one another as `sequences` says."""
         features = self._rows(observation, sequences)
-        return self._pi(features, mask), self.critic(features).squeeze(-1)
+        return self._pi(features, mask), self.critic(features)[:, 0]
+
+    def all_actions(self, batch: Rows) -> tuple[Distribution, Tensor, Tensor]:
+        """Return pi(.|s), v(s) [B] and q(s, .) [B, A], of a policy with `action_values`."""
+        features = self._rows(batch.observation, batch.sequences)
+        values = self.critic(features)
+        return self._pi(features, batch.action_mask), values[:, 0], values[:, 1:]
 
     def step(
         self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
@@ -167,7 +183,7 @@ class NetworkActorCritic(ActorCritic):
 
     def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
         """Return v(s), [B]."""
-        return self.critic(self._rows(observation, sequences)).squeeze(-1)
+        return self.critic(self._rows(observation, sequences))[:, 0]
 
     def _rows(self, observation: Tensor, sequences: Sequences | None) -> Tensor:
         features = self.features(observation)
@@ -185,9 +201,12 @@ class NetworkActorCritic(ActorCritic):
 
     def perceptrons(self) -> Perceptrons | None:
         """Return the two networks, which share nothing; None with memory or more than one Box."""
-        space, head = self.features.layout.space, self.head
-        plain = isinstance(space, gymnasium.spaces.Box) and not len(self.features.networks)
-        if self.memory is not None or not plain or head.scale != "parameter" or head.squash:
+        head, features = self.head, self.features
+        box = isinstance(features.layout.space, gymnasium.spaces.Box)
+        plain = isinstance(features, Features) and not len(features.networks)
+        plain_head = head.scale == "parameter" and not head.squash
+        one_value = self.critic[-1].out_features == 1
+        if not (box and plain and plain_head and one_value and self.memory is None):
             return None
         return Perceptrons((), self.actor, self.critic)
 
