@@ -1,11 +1,12 @@
-# Every target sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml, constraints.txt or
-# the native engine's source change. `make` alone lists the targets.
+# Every target sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml, constraints.txt,
+# the native engine's source or the list of modules change. `make` alone lists the targets.
 PYTHON ?= python3
 WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODULES := $(VENV)/.modules
 UPSLOPE := $(BIN)/upslope
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 REST := reference or faults or docs
@@ -50,10 +51,18 @@ clean: ## remove .venv and what the tools leave; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/native/*)
+LIST_MODULES := find src/upslope -name '*.py' | LC_ALL=C sort
+
+# An editable install keeps a list of the modules, which a pull that moves one makes wrong.
+.PHONY: FORCE
+$(MODULES): FORCE
+	@mkdir -p $(VENV) && { $(LIST_MODULES) | cmp -s - $@ || $(LIST_MODULES) > $@; }
+
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/native/*) $(MODULES)
 	@command -v $(PYTHON) >/dev/null || { echo "Upslope needs Python 3.11 or newer, and there is no '$(PYTHON)' here. Name yours: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Upslope needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(LIST_MODULES) > $(MODULES)
 	@touch $(READY)

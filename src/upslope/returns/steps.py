@@ -1,12 +1,7 @@
-"""Rewards to weights: what each log-probability is multiplied by, one equation per function.
+"""Rewards to weights over the steps of an episode, one equation per function.
 
-Tensors are time-major, [T, N]: T steps of N environments. Row t holds what the step from s_t to
-s_{t+1} gave. `terminated` is where the episode truly ended, and nothing follows; `truncated` where
-it was cut off, and the value of what would have followed still counts. Every sum is cut at both,
-and at the last row, where the rollout stops. Rewards are never edited. Values are in units of
-reward. One function is about groups of completions, which have no time: `group_advantage`.
-
-All functions keep the dtype of what they are given and can be differentiated.
+Every sum over time is cut where the episode ended, and at the last row, where the rollout stops.
+Rewards are never edited. Values are in units of reward.
 """
 
 from __future__ import annotations
@@ -18,22 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from upslope.errors import ArgumentError, NotFiniteError, ShapeError, check_range, suggest
+from upslope.errors import ArgumentError, check_range
 from upslope.shapes import shaped
-
-__all__ = [
-    "discounted_return",
-    "eligibility",
-    "gae",
-    "group_advantage",
-    "lambda_return",
-    "mean_baseline",
-    "n_step",
-    "reward_to_go",
-    "vtrace",
-]
-
-GROUP_EPSILON = 1e-4  # added to a standard deviation of rewards, in their unit
 
 
 @shaped
@@ -190,26 +171,6 @@ def _clipped_ratio(log_ratio: Tensor, clip: float) -> Tensor:
 
 
 @shaped
-def mean_baseline(
-    target: Float[Tensor, "T N"], valid: Bool[Tensor, "T N"], *, leave_one_out: bool
-) -> Float[Tensor, "T N"]:
-    """Return b_t: the mean of row t over the columns that are `valid` there, which are episodes.
-
-    With `leave_one_out` over the *other* ones, Σ_{j≠n} G_t / (count - 1), so that it does not
-    depend on the episode it is subtracted from; where no other has lasted as long it is 0. Without,
-    the own return is in the mean, and subtracting it takes 1/count of G_t - b_t away. Where a row
-    is not valid it is 0. Raises ShapeError unless the shapes are equal.
-
-    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!", for whole returns.
-    """
-    counted = target.masked_fill(~valid, 0.0)
-    own = counted if leave_one_out else torch.zeros_like(counted)
-    count = valid.sum(1, keepdim=True) - int(leave_one_out)
-    mean = (counted.sum(1, keepdim=True) - own) / count.clamp(min=1)
-    return mean.masked_fill(~valid | (count == 0), 0.0)
-
-
-@shaped
 def lambda_return(
     reward: Float[Tensor, "T N"],
     next_value: Float[Tensor, "T N"],
@@ -256,81 +217,6 @@ def eligibility(
         if t:
             z[t] += decay * (~ended[t - 1]).to(z).unsqueeze(-1) * z[t - 1]
     return z
-
-
-@shaped
-def group_advantage(
-    reward: Float[Tensor, " n"],
-    group_size: int,
-    *,
-    scale: str = "group",
-    baseline: str = "mean",
-) -> Float[Tensor, " n"]:
-    """Return A_i = (r_i - b_i) / (s + 1e-4) of each completion, over the G completions of a prompt.
-
-    `reward` is prompt-major, reward.view(prompts, G). With the mean and the standard deviation (of
-    G - 1 degrees of freedom) taken over
-
-        baseline   mean            b_i the mean of the group
-                   leave_one_out   b_i the mean of the others in the group: G / (G - 1) times as far
-                   none            b_i = 0
-        scale      group           s the standard deviation of the group, never without the own one
-                   batch           s that of all rewards
-                   none            A_i = r_i - b_i
-
-    A group of equal rewards gets exactly 0, unless its rewards are left as they are (no baseline,
-    and no scale of the group). Unbiased with scale "none" are "leave_one_out" and "none"; "mean" is
-    (G - 1) / G of the gradient; a division by a deviation is biased, in direction too.
-
-    Raises ShapeError unless reward is [n] with n a multiple of G, ArgumentError for a group_size
-    that is no whole number of at least 2 (1 with baseline and scale "none") or another name,
-    NotFiniteError for a reward that is not finite.
-
-    Mean and group: Shao et al. 2024, arXiv:2402.03300, section 4.1.2. No scale: Liu et al. 2025,
-    arXiv:2503.20783, section 3.2. Leave one out: Kool et al. 2019, "Buy 4 REINFORCE samples, get a
-    baseline for free", equation 8.
-    """
-    groups = _groups(reward, group_size, scale, baseline)
-    advantage = groups
-    if baseline != "none":
-        advantage = groups - groups.mean(1, keepdim=True)
-    if baseline == "leave_one_out":
-        advantage = advantage * (group_size / (group_size - 1))
-    if scale != "none":
-        spread = groups.std(1, keepdim=True) if scale == "group" else reward.std()
-        advantage = advantage / (spread + GROUP_EPSILON)
-    if baseline != "none" or scale == "group":
-        alike = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
-        advantage = advantage.masked_fill(alike, 0.0)
-    return advantage.reshape(-1)
-
-
-def _groups(reward: Tensor, group_size: int, scale: str, baseline: str) -> Tensor:
-    """Return reward as [prompts, G], having checked all that `group_advantage` takes."""
-    for name, given, options in (
-        ("scale", scale, ("group", "batch", "none")),
-        ("baseline", baseline, ("mean", "leave_one_out", "none")),
-    ):
-        if given not in options:
-            takes = ", ".join(map(repr, options))
-            raise ArgumentError(f"{name} takes {takes}, got {given!r}{suggest(given, options)}")
-    least = 1 if baseline == scale == "none" else 2
-    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < least:
-        raise ArgumentError(
-            f"group_size takes a whole number of at least {least} with baseline {baseline!r} and "
-            f"scale {scale!r}, got {group_size!r}"
-        )
-    if len(reward) % group_size:
-        raise ShapeError(
-            f"group_advantage: reward takes a multiple of group_size = {group_size} rewards, "
-            f"got {len(reward)}"
-        )
-    if not reward.isfinite().all():
-        index = int((~reward.isfinite()).nonzero()[0])
-        raise NotFiniteError(
-            f"reward takes finite numbers, got {reward[index].item()} at [{index}]"
-        )
-    return reward.view(-1, group_size)
 
 
 def _backward_sum(term: Tensor, decay: Tensor) -> Tensor:
