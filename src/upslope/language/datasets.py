@@ -73,7 +73,7 @@ def rows_of(dataset: Any, name: str = "train_dataset") -> Sequence[Mapping[str, 
 
 def json_lines(path: Path) -> list[Mapping[str, Any]]:
     """Return the rows of a JSON-lines file; raises ArgumentError naming a line that is none."""
-    rows = []
+    rows, number = [], 0
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -91,7 +91,7 @@ def prompts_of(
 ) -> list[Prompt]:
     """Return the prompts of a data set; rows that cannot be used are named in ArgumentError."""
 
-    def read(row: Mapping[str, Any]) -> Prompt:
+    def read(number: int, row: Mapping[str, Any]) -> Prompt:
         ids = encoded_prompt(row.get("prompt"), tokenizer)
         check_prompt(ids, longest)
         return Prompt(ids, row)
@@ -107,33 +107,33 @@ def preferences_of(
     A completion is cut so that prompt and completion have at most `longest` tokens.
     """
     first: dict[tuple[tuple[int, ...], ...], int] = {}
-    rows = rows_of(dataset, name)
 
-    def read(row: Mapping[str, Any]) -> Preference:
+    def read(number: int, row: Mapping[str, Any]) -> Preference:
         found = preference(row, tokenizer)
         check_prompt(found.prompt, longest)
         if found.chosen == found.rejected:
             raise ArgumentError("chosen and rejected are the same")
         key = (tuple(found.prompt), tuple(found.chosen), tuple(found.rejected))
-        before = first.setdefault(key, len(first))
-        if before != len(first) - 1:
-            raise ArgumentError("it is a duplicate of a row before it")
+        if first.setdefault(key, number) != number:
+            raise ArgumentError(f"it is a duplicate of row {first[key]}")
         left = None if longest is None else longest - len(found.prompt)
         return Preference(found.prompt, found.chosen[:left], found.rejected[:left])
 
-    return _all(rows, read, name)
+    return _all(rows_of(dataset, name), read, name)
 
 
 def _all(
-    rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], Any], name: str
+    rows: Sequence[Mapping[str, Any]],
+    read: Callable[[int, Mapping[str, Any]], Any],
+    name: str,
 ) -> list[Any]:
-    """Return what `read` makes of each row, or name the rows it cannot read."""
+    """Return what `read` makes of each row's number and content, or name the rows it cannot read."""
     made, wrong = [], []
     for number, row in enumerate(rows):
         try:
             if not isinstance(row, Mapping):
                 raise ArgumentError(f"it is no dictionary but {type(row).__name__}")
-            made.append(read(row))
+            made.append(read(number, row))
         except ArgumentError as error:
             wrong.append(f"row {number}: {error}")
     if wrong:

@@ -58,7 +58,7 @@ def token_log_probs(
     entropy: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> TokenLogProbs:
-    """Return log π(x_t | x_<t) of the selected tokens under a causal language model of transformers.
+    """Return log π(x_t | x_<t) of the selected tokens under a causal model of transformers.
 
     `mask` is True where a token is there, `selected` where its log-probability is wanted; padding
     may be on either side. At most `chunk_elements` logits exist at a time, forward and backward.

@@ -22,13 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upslope.errors import ArgumentError, UpslopeError, suggest
+from upslope.errors import ArgumentError, RewardFault, suggest
 
 RewardFunction = Callable[..., Sequence[float | None]]
-
-
-class RewardFault(UpslopeError, RuntimeError):
-    """A reward function raised, or returned what no reward is; names it and the prompt."""
 
 
 def name_of(function: Any) -> str:
