@@ -4,7 +4,7 @@ Tensors are time-major, [T, N]: T steps of N environments. Row t holds what the 
 s_{t+1} gave. `terminated` is where the episode truly ended, and nothing follows; `truncated` where
 it was cut off, and the value of what would have followed still counts. Every sum is cut at both,
 and at the last row, where the rollout stops. Rewards are never edited. Values are in units of
-reward.
+reward. One function is about groups of completions, which have no time: `group_advantage`.
 
 All functions keep the dtype of what they are given and can be differentiated.
 """
@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from upslope.errors import ArgumentError, check_range
+from upslope.errors import ArgumentError, NotFiniteError, ShapeError, check_range, suggest
 from upslope.shapes import shaped
 
-__all__ = ["discounted_return", "gae", "n_step", "reward_to_go"]
+__all__ = ["discounted_return", "gae", "group_advantage", "n_step", "reward_to_go"]
+
+GROUP_EPSILON = 1e-4  # added to a standard deviation of rewards, in their unit
 
 
 @shaped
@@ -116,6 +118,81 @@ def gae(
     delta = reward + gamma * next_value.masked_fill(terminated, 0.0) - value
     going_on = ~(terminated | truncated)
     return _backward_sum(delta, gamma * gae_lambda * going_on.to(delta.dtype))
+
+
+@shaped
+def group_advantage(
+    reward: Float[Tensor, " n"],
+    group_size: int,
+    *,
+    scale: str = "group",
+    baseline: str = "mean",
+) -> Float[Tensor, " n"]:
+    """Return A_i = (r_i - b_i) / (s + 1e-4) of each completion, over the G completions of a prompt.
+
+    `reward` is prompt-major, reward.view(prompts, G). With the mean and the standard deviation (of
+    G - 1 degrees of freedom) taken over
+
+        baseline   mean            b_i the mean of the group
+                   leave_one_out   b_i the mean of the others in the group: G / (G - 1) times as far
+                   none            b_i = 0
+        scale      group           s the standard deviation of the group, never without the own one
+                   batch           s that of all rewards
+                   none            A_i = r_i - b_i
+
+    A group of equal rewards gets exactly 0, unless its rewards are left as they are (no baseline,
+    and no scale of the group). Unbiased with scale "none" are "leave_one_out" and "none"; "mean" is
+    (G - 1) / G of the gradient; a division by a deviation is biased, in direction too.
+
+    Raises ShapeError unless reward is [n] with n a multiple of G, ArgumentError for a group_size
+    that is no whole number of at least 2 (1 with baseline and scale "none") or another name,
+    NotFiniteError for a reward that is not finite.
+
+    Mean and group: Shao et al. 2024, arXiv:2402.03300, section 4.1.2. No scale: Liu et al. 2025,
+    arXiv:2503.20783, section 3.2. Leave one out: Kool et al. 2019, "Buy 4 REINFORCE samples, get a
+    baseline for free", equation 8.
+    """
+    groups = _groups(reward, group_size, scale, baseline)
+    advantage = groups
+    if baseline != "none":
+        advantage = groups - groups.mean(1, keepdim=True)
+    if baseline == "leave_one_out":
+        advantage = advantage * (group_size / (group_size - 1))
+    if scale != "none":
+        spread = groups.std(1, keepdim=True) if scale == "group" else reward.std()
+        advantage = advantage / (spread + GROUP_EPSILON)
+    if baseline != "none" or scale == "group":
+        alike = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+        advantage = advantage.masked_fill(alike, 0.0)
+    return advantage.reshape(-1)
+
+
+def _groups(reward: Tensor, group_size: int, scale: str, baseline: str) -> Tensor:
+    """Return reward as [prompts, G], having checked all that `group_advantage` takes."""
+    for name, given, options in (
+        ("scale", scale, ("group", "batch", "none")),
+        ("baseline", baseline, ("mean", "leave_one_out", "none")),
+    ):
+        if given not in options:
+            takes = ", ".join(map(repr, options))
+            raise ArgumentError(f"{name} takes {takes}, got {given!r}{suggest(given, options)}")
+    least = 1 if baseline == scale == "none" else 2
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < least:
+        raise ArgumentError(
+            f"group_size takes a whole number of at least {least} with baseline {baseline!r} and "
+            f"scale {scale!r}, got {group_size!r}"
+        )
+    if len(reward) % group_size:
+        raise ShapeError(
+            f"group_advantage: reward takes a multiple of group_size = {group_size} rewards, "
+            f"got {len(reward)}"
+        )
+    if not reward.isfinite().all():
+        index = int((~reward.isfinite()).nonzero()[0])
+        raise NotFiniteError(
+            f"reward takes finite numbers, got {reward[index].item()} at [{index}]"
+        )
+    return reward.view(-1, group_size)
 
 
 def _backward_sum(term: Tensor, decay: Tensor) -> Tensor:

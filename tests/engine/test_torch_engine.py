@@ -10,7 +10,7 @@ from torch import nn
 
 from upslope.engine.flat import FlatParameters
 from upslope.engine.torch_engine import TorchEngine
-from upslope.errors import NotFiniteError
+from upslope.errors import ArgumentError, NotFiniteError
 from upslope.policies.actor_critic import NetworkActorCritic
 
 ROWS = 60
@@ -244,3 +244,14 @@ def test_learning_goes_on_after_the_module_let_go_of_its_gradients():
             engine.policy.zero_grad()  # sets every .grad to None
         engine.step(loss, batch, index, 1e-2)
     assert torch.equal(kept.flat.value, let_go.flat.value)
+
+
+def test_parameters_that_another_engine_took_are_named():
+    policy, batch = policy_of(), batch_of()
+    first = TorchEngine(policy, max_grad_norm=None)
+    second = TorchEngine(policy, max_grad_norm=None)
+    before = everything(second)
+    with pytest.raises(ArgumentError, match="another agent"):
+        first.step(loss, batch, torch.arange(ROWS), 1e-2)
+    assert all(map(torch.equal, before, everything(second)))
+    second.step(loss, batch, torch.arange(ROWS), 1e-2)

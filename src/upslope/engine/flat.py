@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from upslope.errors import ArgumentError
+
 
 class FlatParameters:
     """The flat buffers of a module: `value`, `gradient`, `first_moment`, `second_moment`, each [P].
@@ -45,8 +47,14 @@ class FlatParameters:
     def zero_gradient(self) -> Tensor:
         """Set the gradient to zero and return it, after making it the parameters' own again.
 
-        (`module.zero_grad()` takes it away from them.)
+        (`module.zero_grad()` takes it away from them.) Raises ArgumentError where the parameters
+        themselves are somewhere else now: steps on this buffer would change nothing.
         """
+        if self.parameters[0].data_ptr() != self.value.data_ptr():
+            raise ArgumentError(
+                "policy= is a module whose parameters were given to another agent, or moved, after "
+                "this agent was made: give each agent its own (copy.deepcopy(module))"
+            )
         if self.parameters[0].grad is None:
             for parameter, slope in zip(self.parameters, self.pieces(self.gradient), strict=True):
                 parameter.grad = slope

@@ -60,7 +60,12 @@ def clipped_surrogate(
     """
     check_range("clip_low", clip_low, 0, 1)
     check_range("clip_high", clip_high, 0)
-    excess = (log_ratio.detach() - MAX_LOG_RATIO).clamp_(min=0)
-    ratio = (log_ratio - excess).exp()
+    ratio = capped_ratio(log_ratio)
     advantage = advantage.detach()
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def capped_ratio(log_ratio: Tensor) -> Tensor:
+    """Return e^x with x at most 20: there the value stays, and the gradient is what it is there."""
+    excess = (log_ratio.detach() - MAX_LOG_RATIO).clamp_(min=0)
+    return (log_ratio - excess).exp()
