@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The contract with everyone who types `us.`; a new name is added here on purpose.
 PUBLIC = {
+    "DPO",
+    "GRPO",
     "PPO",
     "__version__",
     "envs",

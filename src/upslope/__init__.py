@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from upslope.agents.evaluation import evaluate_policy
     from upslope.agents.ppo import PPO
     from upslope.agents.table import load
+    from upslope.language.dpo import DPO
+    from upslope.language.grpo import GRPO
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPO",
+    "GRPO",
     "PPO",
     "__version__",
     "envs",
@@ -36,6 +40,8 @@ __all__ = [
 # name -> the module that defines it; a name that is absent here is a submodule
 _HOME = {
     "PPO": "upslope.agents.ppo",
+    "DPO": "upslope.language.dpo",
+    "GRPO": "upslope.language.grpo",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",
 }

@@ -73,12 +73,12 @@ def rows_of(dataset: Any, name: str = "train_dataset") -> Sequence[Mapping[str, 
 
 def json_lines(path: Path) -> list[Mapping[str, Any]]:
     """Return the rows of a JSON-lines file; raises ArgumentError naming a line that is none."""
-    rows, number = [], 0
+    rows: list[Mapping[str, Any]] = []
+    number = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):  # noqa: B007  (for the error)
+            rows += [json.loads(line)] if line.strip() else []
     except OSError as error:
         raise ArgumentError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
@@ -127,7 +127,7 @@ def _all(
     read: Callable[[int, Mapping[str, Any]], Any],
     name: str,
 ) -> list[Any]:
-    """Return what `read` makes of each row's number and content, or name the rows it cannot read."""
+    """Return what `read` makes of each row and its number, or name the rows it cannot read."""
     made, wrong = [], []
     for number, row in enumerate(rows):
         try:

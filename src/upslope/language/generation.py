@@ -196,14 +196,14 @@ def reserved_cache(model: Any, capacity: int) -> Any:
     """
     utils = need("transformers.cache_utils")
 
-    class Reserved(utils.DynamicLayer):  # type: ignore[name-defined,misc]
+    class Reserved(utils.DynamicLayer):  # type: ignore[name-defined]
         """Keys and values of one layer, a growing view of memory [n, heads, capacity, width]."""
 
         def update(
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor]:
             """Append, and return all there is."""
-            if not self.is_initialized:  # the prompts, as long as the group is not told apart
+            if self.get_seq_length() == 0:  # the prompts, as long as a group is one row
                 self.dtype, self.device = key_states.dtype, key_states.device
                 self.keys, self.values, self.is_initialized = key_states, value_states, True
                 return key_states, value_states
@@ -259,5 +259,5 @@ def left_padded(
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return the ids that end a completion, as the tokenizer and the model's settings name them."""
     named = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
-    more: Iterable[int] = named if isinstance(named, list | tuple) else [named]
+    more: Iterable[int | None] = named if isinstance(named, list | tuple) else [named]
     return tuple(dict.fromkeys(i for i in (tokenizer.eos_token_id, *more) if i is not None))

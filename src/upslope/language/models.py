@@ -7,8 +7,8 @@ a log-probability that is random is no log-probability of the policy, and Ï€ / Ï
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +93,9 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     peft = need("peft")
     if hasattr(model, "peft_config"):
         raise ArgumentError("the model has an adapter already: give it without peft_config")
-    return peft.get_peft_model(model, peft_config)
+    with warnings.catch_warnings():  # peft asks transformers for a name that is on its way out
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(model, peft_config)
 
 
 def prepare(model: Any, *, gradient_checkpointing: bool) -> None:
@@ -182,8 +184,3 @@ class Reference:
         for tensor in tensors:
             digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()
-
-
-def frozen(model: Any) -> Any:
-    """Return a copy of a model in evaluation mode, none of it trained."""
-    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -6,7 +6,9 @@
 
 With b_k samples in micro-batch k of B in all, G_k = g_k B / b_k is its mean gradient, and
 
-    tr Σ ≈ 1/(K-1) (Σ b_k |G_k|² - B |g|²),   |G|² ≈ |g|² - tr Σ / B,   signal-to-noise |G|² B / tr Σ
+    tr Σ ≈ 1/(K-1) (Σ b_k |G_k|² - B |g|²),    |G|² ≈ |g|² - tr Σ / B
+
+and |G|² B / tr Σ is the signal-to-noise ratio,
 
 as in `upslope.gradient.quality`, from norms alone: no gradient but the sum is kept.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +46,12 @@ class Optimization:
         self.schedule = schedule(config, total_steps)
         decayed = [p for p in self.parameters.values() if p.ndim > 1]
         others = [p for p in self.parameters.values() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            groups,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,

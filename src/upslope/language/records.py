@@ -56,13 +56,13 @@ class Records:
             self.bar.update(self.task, completed=step, told="  ".join(told))
         if self.folder is not None:
             row = {n: None if math.isnan(x) else x for n, x in metrics.items()}
-            append(self.folder / "metrics.jsonl", [{"step": step} | row])
+            append(self.folder / "metrics.jsonl", [{"step": step, **row}])
             self.events.write(step, {f"train/{n}": x for n, x in metrics.items()})
 
     def sample(self, step: int, rows: Sequence[Mapping[str, Any]], *, shown: bool) -> None:
         """Write a few completions, and show them if asked."""
         if self.folder is not None:
-            append(self.folder / "completions.jsonl", [{"step": step} | row for row in rows])
+            append(self.folder / "completions.jsonl", [{"step": step, **row} for row in rows])
         if shown and rows:
             table = Table(title=f"step {step}", show_lines=True)
             for name in rows[0]:

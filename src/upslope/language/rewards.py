@@ -44,8 +44,10 @@ def score(
     another number of values than there are completions, or one that is no finite number.
     """
     given = {"prompts": list(prompts), "completions": list(completions), **columns}
-    found = [_called(function, given) for function in functions]
-    return torch.tensor(found, dtype=torch.float32).T.reshape(len(completions), len(functions))
+    found = torch.empty(len(completions), len(functions))
+    for k, function in enumerate(functions):
+        found[:, k] = torch.tensor(_called(function, given))
+    return found
 
 
 def total(scores: Tensor, weights: Sequence[float], prompts: Sequence[Any]) -> Tensor:

@@ -12,9 +12,11 @@ Weights that are not trained are given again at resume, and known by a hash.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,13 +126,29 @@ def save_pretrained(model: Any, tokenizer: Any, target: Path) -> Path:
     with explained(target):
         for leftover in (aside, before):
             shutil.rmtree(leftover, ignore_errors=True)
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        with quiet():
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
         if target.exists():
             target.rename(before)
         aside.rename(target)
         shutil.rmtree(before, ignore_errors=True)
     return target
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, transformers draws no progress bar over ours, and peft does not say what it saves."""
+    logging = need("transformers.utils.logging")
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting `save_embedding_layers`", UserWarning)
+            yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def output_folder(name: str | None, *, resuming: bool) -> Path | None:
