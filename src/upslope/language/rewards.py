@@ -135,7 +135,7 @@ def math_answer(completions: Sequence[Any], answer: Sequence[Any]) -> list[float
     return found
 
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?%?")
+_NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?%?")
 
 
 def number_in(text: str) -> Fraction | None:
