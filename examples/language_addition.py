@@ -84,7 +84,9 @@ def problems(seed: int, wrong: float = WRONG) -> tuple[list[Row], list[Row]]:
     return rows[HELD_OUT:], rows[:HELD_OUT]
 
 
-def supervise(model: Any, tokenizer: Any, rows: list[Row], steps: int, seed: int, rate: float) -> None:
+def supervise(
+    model: Any, tokenizer: Any, rows: list[Row], steps: int, seed: int, rate: float
+) -> None:
     """Maximise the likelihood of the demonstrations: the policy gradient with an advantage of 1."""
     adam = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     end = tokenizer.eos_token_id

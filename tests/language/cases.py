@@ -20,10 +20,11 @@ def has_one(completions: list[str]) -> list[float]:
     return [float(c.count("1")) for c in completions]
 
 
-def dpo(model: Any = None, **settings: Any) -> us.DPO:
+def dpo(model: Any = None, reference_model: Any = None, **settings: Any) -> us.DPO:
     chosen: dict[str, Any] = {"train_dataset": SUMS, "tokenizer": tiny.tokenizer()}
     chosen |= {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "max_steps": 6}
-    return us.DPO(tiny.llama() if model is None else model, **chosen | settings)
+    model = tiny.llama() if model is None else model
+    return us.DPO(model, reference_model, **chosen | settings)
 
 
 def grpo(model: Any = None, reward_funcs: Any = has_one, **settings: Any) -> us.GRPO:

@@ -110,7 +110,7 @@ def preferences_of(
 
     def read(number: int, row: Mapping[str, Any]) -> Preference:
         found = preference(row, tokenizer)
-        check_prompt(found.prompt, longest)
+        check_prompt(found.prompt, None if longest is None else longest - 1)
         if found.chosen == found.rejected:
             raise ArgumentError("chosen and rejected are the same")
         key = (tuple(found.prompt), tuple(found.chosen), tuple(found.rejected))
@@ -217,14 +217,11 @@ def with_end(ids: list[int], tokenizer: Any) -> list[int]:
 
 
 def check_prompt(ids: Sequence[int], longest: int | None) -> None:
-    """Raise ArgumentError for a prompt of no token, or one that leaves no room."""
+    """Raise ArgumentError for a prompt of no token, or of more than `longest`."""
     if not ids:
         raise ArgumentError("its prompt is empty")
-    if longest is not None and len(ids) >= longest:
-        raise ArgumentError(
-            f"its prompt has {len(ids)} tokens, and the prompt and its completion have room for "
-            f"{longest}"
-        )
+    if longest is not None and len(ids) > longest:
+        raise ArgumentError(f"its prompt has {len(ids)} tokens, and there is room for {longest}")
 
 
 # ---------------------------------------------------------------- their order

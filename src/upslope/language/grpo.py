@@ -101,7 +101,6 @@ class GRPO(Trainer[GRPOConfig]):
         self.own_backend = backend
         self.check(reference_model)
         longest = self.longest(config.max_completion_length)
-        longest = None if longest is None else longest + 1
         self.prompts: list[Prompt] = prompts_of(train_dataset, tokenizer, longest)
         self.eval_prompts: list[Prompt] = []
         if eval_dataset is not None:

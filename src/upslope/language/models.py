@@ -73,8 +73,9 @@ def check_model(model: Any, tokenizer: Any) -> None:
     with torch.no_grad():
         ids = torch.zeros((1, 2), dtype=torch.long, device=device_of(model))
         with evaluating(model):
-            whole = model(input_ids=ids, use_cache=False).logits
-            parts = head(model)(backbone(model)(input_ids=ids, use_cache=False)[0])
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+            whole = model(**given).logits
+            parts = head(model)(backbone(model)(**given)[0])
     if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-3):
         raise ArgumentError(
             f"{type(unwrapped(model)).__name__} changes its logits after its head (soft-capping, "
