@@ -164,6 +164,7 @@ class Trainer(Generic[Config]):
                 if last or due(self.step, config.logging_steps):
                     records.write(self.step, metrics)
                     records.sample(self.step, self.sample, shown=self.shows_sample)
+                    self.sample = []
                 stopped = callback is not None and callback(self, metrics) is False
                 if folder is not None and (last or stopped or due(self.step, config.save_steps)):
                     saving.save(self, folder)
