@@ -1,6 +1,7 @@
 """Training speed against a plain PyTorch loop on the same shape, the two in turn.
 
     python benchmarks/speed.py                       # 1024 environments, 16 steps, minibatch 2048
+    python benchmarks/speed.py --engine torch        # or native; auto by default
     python benchmarks/speed.py --against another.py  # that takes the shape and prints "sps NUMBER"
 
 Prints environment steps per second of training alone (collection and updates; no set-up, no
@@ -22,7 +23,7 @@ ITERATIONS, WARM_UP = 20, 2
 CHILD = "--child"
 
 
-def upslope_speed(n_envs: int, n_steps: int, minibatch: int) -> float:
+def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> float:
     """Return Upslope's steps per second on CartPole-v1, counting what was played only."""
     import upslope as us
 
@@ -35,6 +36,7 @@ def upslope_speed(n_envs: int, n_steps: int, minibatch: int) -> float:
         n_epochs=4,
         learning_rate=1e-3,
         ent_coef=0.01,
+        engine=engine,
     )
     agent.learn(
         10**9,
@@ -57,16 +59,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", nargs="*", type=int, default=[1024, 16, 2048])
     parser.add_argument("--against", default=str(Path(__file__).with_name("plain_loop.py")))
+    parser.add_argument("--engine", choices=["auto", "native", "torch"], default="auto")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        print("sps", upslope_speed(*chosen.shape))
+        print("sps", upslope_speed(*chosen.shape, chosen.engine))
         return
     shape = [str(number) for number in chosen.shape]
     ratios = []
     for _ in range(chosen.pairs):
-        ours = measured([sys.executable, __file__, *shape, CHILD])
+        ours = measured([sys.executable, __file__, *shape, CHILD, "--engine", chosen.engine])
         plain = measured([sys.executable, chosen.against, *shape])
         ratios.append(ours / plain)
         print(f"upslope {ours:,.0f}  plain loop {plain:,.0f}  ratio {ratios[-1]:.3f}", flush=True)

@@ -9,8 +9,8 @@ namespace {
 void gradient(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index,
               int rows, int block, float* sums, double* metrics, float* scratch) {
   for (int b = 0; b < rows; b += block) {
-    const int here = rows - b < block ? rows - b : block;
-    gradient_of_block(plan, loss, parameters, batch, index + b, here, block, sums, metrics, Scratch{scratch});
+    const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
+    gradient_of_block(plan, loss, parameters, batch, index + b, here, int(padded(here)), sums, metrics, Scratch{scratch});
   }
 }
 

@@ -81,14 +81,17 @@ class Network {
     plan_.widest = std::max<int64_t>(plan_.widest, plan_.size);
   }
 
-  // gradient += the gradient of the loss over the rows `index`, each weighing 1 / total_rows; metrics likewise.
+  // gradient += the gradient of the loss over the rows `index`, each weighing 1 / total_rows; metrics likewise. Where
+  // `chunk_rows` [K] says that the rows are K groups, one after the other, the mean gradient of each in the first Q
+  // parameters is put into `chunk_gradients` [K][Q].
   void accumulate(Vector<const float> parameters, Vector<float> gradient, Vector<double> metrics,
                   Rows<const float> observation, Given<const int64_t> choice, Given<const float> action,
                   Given<const bool> mask, Vector<const float> old_log_prob,
                   Vector<const float> old_value, Vector<const float> advantage, Vector<const float> target,
                   Vector<const int64_t> index, int64_t total_rows, bool clipped,
                   std::tuple<double, double, double> ratio, double value_range, double value_weight,
-                  double entropy_weight, int threads) {
+                  double entropy_weight, std::optional<Vector<const int64_t>> chunk_rows,
+                  std::optional<Rows<float>> chunk_gradients, int threads) {
     const int64_t m = observation.shape(0), rows = index.shape(0);
     check(parameters.shape(0), observation.shape(1));
     need(gradient.shape(0) == parameters.shape(0) && metrics.shape(0) >= METRICS, "gradient or metrics of another size");
@@ -111,9 +114,21 @@ class Network {
                     float(value_weight),
                     float(entropy_weight),
                     float(1.0 / double(total_rows))};
+    Chunks chunks;
+    if (chunk_rows) {
+      chunks.rows.assign(chunk_rows->data(), chunk_rows->data() + chunk_rows->shape(0));
+      int64_t sum = 0;
+      for (const int64_t each : chunks.rows) need(each > 0, "a chunk without rows"), sum += each;
+      need(sum == rows && chunk_gradients && chunk_gradients->shape(0) == chunks.rows.size() &&
+               chunk_gradients->shape(1) <= gradient.shape(0),
+           "chunks do not fit the index or their gradients");
+      chunks.gradients = chunk_gradients->data();
+      chunks.kept = chunk_gradients->shape(1);
+      chunks.total.resize(gradient.shape(0));
+    }
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    run(loss, parameters.data(), batch, index.data(), rows, gradient.data(), metrics.data(), threads);
+    run(loss, parameters.data(), batch, index.data(), rows, gradient.data(), metrics.data(), chunks, threads);
   }
 
   void act(Vector<const float> parameters, Rows<const float> observation, Rows<const float> noise,
@@ -187,33 +202,55 @@ class Network {
     while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
   }
 
+  struct Chunks {
+    std::vector<int64_t> rows;  // of each; none: the gradient of each is not asked for
+    float* gradients = nullptr;
+    int64_t kept = 0;  // of the parameters
+    std::vector<float> total;  // of one chunk
+  };
+
   // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
-  // added in order. Neither cut depends on the number of threads, so the result does not either.
+  // added in order. Neither cut depends on the number of threads, so the result does not either. No slice is of two
+  // chunks.
   void run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
-           float* gradient, double* metrics, int threads) {
+           float* gradient, double* metrics, Chunks& chunks, int threads) {
     const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
-    const int64_t blocks = (rows + block - 1) / block;
     const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
-    const int64_t slices = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, fit});
+    const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
+    std::vector<int64_t> begins{0}, slices;  // where each slice begins; how many each part has
+    for (const int64_t part : parts) {
+      const int64_t blocks = (part + block - 1) / block, first = begins.back();
+      const int64_t room = std::max<int64_t>(1, fit / int64_t(parts.size()));
+      const int64_t n = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, room});
+      for (int64_t s = 1; s <= n; ++s) begins.push_back(first + std::min(blocks * s / n * block, part));
+      slices.push_back(n);
+    }
+    const int count = int(begins.size()) - 1;
     prepare(threads);
-    while (int64_t(sums_.size()) < slices) sums_.push_back(zeros(plan_.sums));
-    std::vector<double> found(slices * METRICS, 0.0);
+    while (int(sums_.size()) < count) sums_.push_back(zeros(plan_.sums));
+    std::vector<double> found(count * METRICS, 0.0);
     auto work = [&](int slice, int worker) {
-      const int64_t from = blocks * slice / slices * block, to = std::min(blocks * (slice + 1) / slices * block, rows);
       std::fill_n(sums_[slice].get(), plan_.sums, 0.0f);
-      kernels->gradient(plan_, loss, parameters, batch, index + from, int(to - from), block, sums_[slice].get(),
-                        &found[slice * METRICS], scratch_[worker].get());
+      kernels->gradient(plan_, loss, parameters, batch, index + begins[slice], int(begins[slice + 1] - begins[slice]),
+                        block, sums_[slice].get(), &found[slice * METRICS], scratch_[worker].get());
     };
-    in_parallel(int(slices), threads, work);
-    for (int64_t i = 0; i < slices * METRICS; ++i) metrics[i % METRICS] += found[i];
-    join(int(slices), gradient, threads);
+    in_parallel(count, threads, work);
+    for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
+    if (chunks.rows.empty()) return join(0, count, gradient, threads);
+    for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
+      std::fill(chunks.total.begin(), chunks.total.end(), 0.0f);
+      join(first, int(slices[k]), chunks.total.data(), threads);
+      const float share = float(double(rows) / double(parts[k]));
+      const float* own = chunks.total.data();
+      for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
+      for (size_t i = 0; i < chunks.total.size(); ++i) gradient[i] += own[i];
+    }
   }
 
-  void join(int slices, float* gradient, int threads) {
-    std::vector<const float*> from(slices);
+  void join(int first, int slices, float* gradient, int threads) {
     auto part = [&](int64_t sums, int64_t n, float* out) {
       std::vector<const float*> moved(slices);
-      for (int s = 0; s < slices; ++s) moved[s] = sums_[s].get() + sums;
+      for (int s = 0; s < slices; ++s) moved[s] = sums_[first + s].get() + sums;
       kernels->add(moved.data(), slices, n, out);
     };
     std::vector<const Layer*> layers;
@@ -292,7 +329,7 @@ NB_MODULE(_native, m) {
       .def("accumulate", &Network::accumulate, "parameters"_a, "gradient"_a, "metrics"_a, "observation"_a,
            "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a, "advantage"_a,
            "target"_a, "index"_a, "total_rows"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
-           "entropy_weight"_a, "threads"_a)
+           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "noise"_a, "mask"_a.none(), "choice"_a.none(),
            "action"_a.none(), "log_prob"_a, "threads"_a)
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);

@@ -35,6 +35,8 @@ class Network:
         value_range: float,
         value_weight: float,
         entropy_weight: float,
+        chunk_rows: np.ndarray | None,
+        chunk_gradients: np.ndarray | None,
         threads: int,
     ) -> None: ...
     def act(

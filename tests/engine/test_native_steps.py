@@ -27,6 +27,7 @@ from upslope.engine.twins import twin
 from upslope.errors import NotFiniteError
 from upslope.losses.policy import policy_gradient_loss
 from upslope.losses.value import value_loss
+from upslope.rollout.buffer import Chunks
 
 __all__ = ["instruction_set"]
 
@@ -191,7 +192,7 @@ def test_chunk_gradients_are_torchs(sizes, instruction_set):
     found = []
     for kind in (TorchEngine, NativeEngine):
         engine = kind(policy_of(), max_grad_norm=0.5)
-        metrics = engine.step(LOSS, rows, index, 1e-3, list(index.split(sizes)))
+        metrics = engine.step(LOSS, rows, index, 1e-3, Chunks(index, torch.tensor(sizes)))
         found.append((engine.chunk_gradients, engine.flat.gradient, metrics["approx_kl"]))
     for torchs, native in zip(*found, strict=True):
         torch.testing.assert_close(native, torchs, atol=2e-5, rtol=1e-4)
@@ -208,7 +209,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, in
     if (field, wrong) == ("log_prob", float("inf")):
         wrong = float("nan")  # a ratio of 0 is finite
     rows, index = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT)
-    chunks = list(index.split(50)) if chunked else None
+    chunks = Chunks(index, torch.tensor([50, 50, 50, 50])) if chunked else None
     engine = NativeEngine(policy_of(), max_grad_norm=0.5, demanded=True)
     engine.step(LOSS, rows, index, 1e-2)
     before = {name: tensor.clone() for name, tensor in engine.state().items()}

@@ -11,7 +11,8 @@ from torch import nn
 from upslope.engine.flat import FlatParameters
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, NotFiniteError
-from upslope.policies.actor_critic import NetworkActorCritic
+from upslope.policies.actor_critic import ActorCritic, NetworkActorCritic
+from upslope.rollout.buffer import Chunks
 
 ROWS = 60
 
@@ -84,7 +85,13 @@ def test_they_stay_views_through_steps_and_loading():
     engine = TorchEngine(policy, max_grad_norm=0.5)
     other = policy_of(5)
     for k in range(3):
-        engine.step(loss, batch, torch.arange(ROWS), 1e-2, [torch.arange(20), torch.arange(20, 60)])
+        engine.step(
+            loss,
+            batch,
+            torch.arange(ROWS),
+            1e-2,
+            Chunks(torch.arange(ROWS), torch.tensor([20, 40])),
+        )
         if k == 1:
             policy.load_state_dict(other.state_dict())
     address = engine.flat.value.data_ptr()
@@ -169,7 +176,7 @@ SPLITS = [[30, 30], [1, 59], [5, 10, 15, 30], [20, 20, 20], [1] * 8 + [52]]
 def test_chunks_add_up_to_the_same_step(sizes):
     index = torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))
     found = []
-    for chunks in (None, list(index.split(sizes))):
+    for chunks in (None, Chunks(index, torch.tensor(sizes))):
         engine = TorchEngine(policy_of(), max_grad_norm=None)
         metrics = engine.step(loss, batch_of(), index, 1e-3, chunks)
         found.append((engine.flat.gradient, metrics["value"], engine.flat.value))
@@ -177,15 +184,19 @@ def test_chunks_add_up_to_the_same_step(sizes):
         torch.testing.assert_close(chunked, whole, atol=2e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
-def test_chunk_gradients_are_each_chunks_own(sizes):
+def test_chunk_gradients_are_each_chunks_own(sizes, at_once, monkeypatch):
+    if not at_once:  # as for a policy that is not known to be perceptrons
+        monkeypatch.setattr(NetworkActorCritic, "perceptrons", ActorCritic.perceptrons)
     index = torch.randperm(ROWS, generator=torch.Generator().manual_seed(3))
-    chunks, batch = list(index.split(sizes)), batch_of()
+    chunks, batch = Chunks(index, torch.tensor(sizes)), batch_of()
     engine = TorchEngine(policy_of(), max_grad_norm=1e9)
+    assert engine.most_chunks == (8 if at_once else 2)
     engine.step(loss, batch, index, 1e-3, chunks)
     kept = engine.chunk_gradients
     assert kept.shape == (len(sizes), engine.flat.leading_size)
-    for chunk, gradient in zip(chunks, kept, strict=True):
+    for chunk, gradient in zip(index.split(sizes), kept, strict=True):
         policy = policy_of()
         loss(policy, batch[chunk])[0].backward()
         own = torch.cat([parameter.grad.flatten() for parameter in policy.policy_parameters()])
@@ -203,7 +214,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, chunked):
     policy, batch = policy_of(), batch_of()
     engine = TorchEngine(policy, max_grad_norm=0.5)
     index = torch.arange(ROWS)
-    chunks = list(index.split(20)) if chunked else None
+    chunks = Chunks(index, torch.tensor([20, 20, 20])) if chunked else None
     for _ in range(3):
         engine.step(loss, batch, index, 1e-2, chunks)
     before = everything(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,12 +70,13 @@ def test_chunks_are_a_partition_by_environment(n_steps, n_envs, at_most, seed):
     chunks = rollout.chunks(index, at_most)
     environments = index % n_envs
     if chunks is None:
-        groups = environments % min(at_most, n_envs)
+        groups = environments % min(at_most, n_envs, max(2, len(index) // 64))
         assert len(groups.unique()) == 1
         return
-    assert 2 <= len(chunks) <= at_most
-    assert sorted(torch.cat(chunks).tolist()) == sorted(index.tolist())
-    found = [set((chunk % n_envs).tolist()) for chunk in chunks]
+    assert 2 <= len(chunks.sizes) <= at_most
+    assert sorted(chunks.index.tolist()) == sorted(index.tolist())
+    parts = chunks.index.split(chunks.sizes.tolist())
+    found = [set((part % n_envs).tolist()) for part in parts]
     for k, one in enumerate(found):
         assert all(one.isdisjoint(other) for other in found[:k])
 
@@ -84,7 +86,12 @@ def test_one_environment_gives_no_chunks():
     assert rollout.chunks(torch.arange(64)) is None
     rollout = rollout_of(64, 4)
     assert rollout.chunks(torch.arange(0, 256, 4)) is None  # all of environment 0
-    assert [len(chunk) for chunk in rollout.chunks(torch.arange(256))] == [64] * 4
+    assert rollout.chunks(torch.arange(256)).sizes.tolist() == [64] * 4
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(64, 2), (191, 2), (192, 3), (512, 8), (4096, 8)])
+def test_a_small_minibatch_is_cut_into_few_chunks(rows, groups):
+    assert len(rollout_of(64, 64).chunks(torch.arange(rows)).sizes) == groups
 
 
 def test_flat_rows_are_time_major_views():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope.gradient.quality import quality
-from upslope.rollout.buffer import Rollout
+from upslope.rollout.buffer import Chunks, Rollout
 from upslope.rollout.statistics import explained_variance, mean_of, standardized, step_quality
 
 
@@ -78,8 +78,8 @@ def test_mean_of():
 
 def test_step_quality_weighs_by_the_chunks_sizes():
     gradients = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) + 2
-    chunks = [torch.arange(4), torch.arange(9), torch.arange(2)]
+    chunks = Chunks(torch.arange(15), torch.tensor([4, 9, 2]))
     expected = quality(gradients, torch.tensor([4, 9, 2])).signal_to_noise
     assert step_quality(gradients, chunks) == expected > 0
     opposite = torch.tensor([[1.0, 0], [-1, 0]])
-    assert math.isnan(step_quality(opposite, [torch.arange(3)] * 2))
+    assert math.isnan(step_quality(opposite, Chunks(torch.arange(6), torch.tensor([3, 3]))))

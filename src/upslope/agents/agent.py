@@ -9,7 +9,6 @@ An algorithm is a subclass with a configuration and `update`. Everything that ev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -23,15 +22,16 @@ from upslope import checkpoint, recipes
 from upslope.agents import saving
 from upslope.agents.config import Config, make_config
 from upslope.agents.evaluation import Best, check_evaluation, evaluate_policy
+from upslope.agents.experience import make_collector
 from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
 from upslope.engine.native_engine import make_engine
+from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
 from upslope.policies.actor_critic import ActorCritic, make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import Environment, make_stream
-from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.seeding import derive32, generator
 
 Callback = Callable[["Agent[Any]", dict[str, float]], bool | None]
@@ -76,8 +76,8 @@ class Agent(Generic[Config]):
         spaces = self.stream.observation_space, self.stream.action_space
         self.custom_policy = isinstance(policy, nn.Module)
         self.policy = self.make_policy(policy, *spaces).to(self.device)
-        self.engine = make_engine(config.engine, self.policy, max_grad_norm=config.max_grad_norm)
-        self.collector = self._make_collector()
+        self.engine = self.make_engine()
+        self.collector = self.make_collector()
         self.iteration = 0
         self.num_timesteps = 0
         self.target_timesteps = 0
@@ -91,6 +91,11 @@ class Agent(Generic[Config]):
         draws, kwargs = generator(self.config.seed, "weights"), self.config.policy_kwargs
         return make_policy(policy, *spaces, generator=draws, **kwargs)
 
+    def make_engine(self) -> TorchEngine:
+        """Return what takes the optimisation steps."""
+        config = self.config
+        return make_engine(config.engine, self.policy, max_grad_norm=config.max_grad_norm)
+
     def own_tensors(self) -> dict[str, Tensor]:
         """Return what an algorithm has that evolves beside policy and optimiser, by name, live.
 
@@ -98,25 +103,9 @@ class Agent(Generic[Config]):
         """
         return {}
 
-    def _make_collector(self) -> Collector:
-        config, stream, policy = self.config, self.stream, self.policy
-        layout, scaled = stream.layout, config.normalize_observation
-        kept = layout.dtype
-        if scaled or np.issubdtype(kept, np.floating):
-            kept = np.dtype(np.float32)
-        head, steps = policy.head, config.n_steps
-        kinds = (layout.shape, kept), (head.shape, head.dtype)
-        return Collector(
-            stream,
-            Rollout(steps, stream.n_envs, *kinds, memory_size=policy.memory_size),
-            seed=config.seed,
-            segment_length=math.ceil(config.segment_length / steps) * steps,
-            observation_normalizer=ObservationNormalizer.of(layout) if scaled else None,
-            reward_normalizer=(
-                RewardNormalizer(stream.n_envs, config.gamma) if config.normalize_reward else None
-            ),
-            use_action_masks=config.use_action_masks,
-        )
+    def make_collector(self) -> Collector:
+        """Return what collects the experience of an iteration."""
+        return make_collector(self.config, self.stream, self.policy, self.config.n_steps)
 
     @classmethod
     def from_recipe(cls, env: str, **settings: Any) -> Self:

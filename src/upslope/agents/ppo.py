@@ -114,6 +114,7 @@ class PPO(Agent[PPOConfig]):
             ent_coef=config.ent_coef,
         )
         history: list[dict[str, Tensor]] = []
+        most = self.engine.most_chunks
         signal_to_noise = float("nan")
         for epoch in range(config.n_epochs):
             if epoch == 0 or config.recompute_advantage:
@@ -124,7 +125,7 @@ class PPO(Agent[PPOConfig]):
             if config.normalize_advantage:
                 batch.advantage = standardized(advantage, minibatches)
             for index in minibatches:
-                chunks = rollout.chunks(index) if not history else None
+                chunks = rollout.chunks(index, most) if not history else None
                 metrics = self.engine.step(loss, batch, index, learning_rate, chunks)
                 if chunks is not None:
                     signal_to_noise = step_quality(self.engine.chunk_gradients, chunks)

@@ -30,7 +30,12 @@ class FlatParameters:
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
         rest = [p for p in module.parameters() if id(p) not in chosen]
         self.parameters = first + rest
-        size = sum(parameter.numel() for parameter in self.parameters)
+        self.begins: dict[int, int] = {}
+        """Where in the buffers a parameter begins, by its id."""
+        size = 0
+        for parameter in self.parameters:
+            self.begins[id(parameter)] = size
+            size += parameter.numel()
         device = self.parameters[0].device
         self.value = torch.zeros(size, device=device)
         self.gradient = torch.zeros(size, device=device)

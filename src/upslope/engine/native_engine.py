@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from upslope.engine.torch_engine import BETA_1, BETA_2, Indexable, Loss, TorchEn
 from upslope.engine.twins import METRICS, Coefficients, coefficients
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.buffer import Chunks
 
 try:
     from upslope import _native
@@ -106,7 +106,7 @@ class NativeEngine(TorchEngine):
         batch: Indexable,
         index: Tensor,
         learning_rate: float,
-        chunks: Sequence[Tensor] | None = None,
+        chunks: Chunks | None = None,
     ) -> dict[str, Tensor]:
         """Take the step of `TorchEngine.step`, natively where loss and batch are known.
 
@@ -118,27 +118,28 @@ class NativeEngine(TorchEngine):
                 reasons = [each for each in (how, arrays) if isinstance(each, str)]
                 raise refused([*reasons, "some parameters need no gradient"][0])
             return super().step(loss, batch, index, learning_rate, chunks)
-        total, found = self.flat.zero_gradient(), np.zeros(6)  # five metrics, and the norm
-        rows = len(index) if chunks is None else sum(len(chunk) for chunk in chunks)
-        wanted: dict[str, Any] = arrays | {
-            "total_rows": rows,
-            "clipped": how.surrogate == "clipped",
-            "ratio": (1 - how.clip_range, 1 + how.clip_range, how.clip_range),
-            "value_range": -1.0 if how.clip_range_vf is None else how.clip_range_vf,
-            "value_weight": how.vf_coef,
-            "entropy_weight": how.ent_coef,
-            "threads": self.threads,
-        }
-        run = self.network.accumulate
-        if chunks is None:
-            run(self._value, self._gradient, found, index=index.numpy(), **wanted)
-        else:
-            self.chunk_gradients = torch.empty(len(chunks), self.flat.leading_size)
-            for kept, chunk in zip(self.chunk_gradients, chunks, strict=True):
-                own = torch.zeros_like(total)
-                run(self._value, own.numpy(), found, index=chunk.numpy(), **wanted)
-                total += own
-                torch.mul(own[: self.flat.leading_size], rows / len(chunk), out=kept)
+        self.flat.zero_gradient()
+        found = np.zeros(6)  # five metrics, and the norm
+        if chunks is not None:
+            index = chunks.index
+            if len(self.chunk_gradients) != len(chunks.sizes):
+                self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
+        self.network.accumulate(
+            self._value,
+            self._gradient,
+            found,
+            **arrays,
+            index=index.numpy(),
+            total_rows=len(index),
+            clipped=how.surrogate == "clipped",
+            ratio=(1 - how.clip_range, 1 + how.clip_range, how.clip_range),
+            value_range=-1.0 if how.clip_range_vf is None else how.clip_range_vf,
+            value_weight=how.vf_coef,
+            entropy_weight=how.ent_coef,
+            chunk_rows=None if chunks is None else chunks.sizes.numpy(),
+            chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
+            threads=self.threads,
+        )
         found[5] = self._descend(learning_rate)
         numbers = torch.from_numpy(found.astype(np.float32)).unbind()
         names = METRICS[how.surrogate]

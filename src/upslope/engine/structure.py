@@ -49,13 +49,8 @@ def structure_of(policy: ActorCritic, flat: FlatParameters) -> Structure:
     parts = policy.perceptrons()
     if parts is None:
         raise Unfit("the policy is not made of perceptrons over a Box")
-    begins: dict[int, int] = {}
-    at = 0
-    for parameter in flat.parameters:
-        begins[id(parameter)] = at
-        at += parameter.numel()
-    trunk, actor, critic = (_layers(part, begins) for part in parts)
-    choices, log_std = _head(policy.head, begins)
+    trunk, actor, critic = (_layers(part, flat.begins) for part in parts)
+    choices, log_std = _head(policy.head, flat.begins)
     size = sum(choices) if choices else policy.head.log_std.numel()
     if actor[-1][1] != size:
         raise Unfit(f"the head takes {actor[-1][1]} numbers, not {size}")

@@ -11,16 +11,18 @@ Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from upslope.engine import row_gradients
 from upslope.engine.flat import FlatParameters
 from upslope.errors import NotFiniteError
 from upslope.policies import native_cells
 from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.buffer import Chunks
 
 BETA_1, BETA_2 = 0.9, 0.999
 
@@ -50,6 +52,8 @@ class TorchEngine:
         self.adam_eps = adam_eps
         self.steps = 0
         self.chunk_gradients = torch.zeros(0, self.flat.leading_size)
+        # Policies that are differentiated chunk by chunk pay for each one.
+        self.most_chunks = 8 if row_gradients.are_known(policy) else 2
         # Whose sums: what an exact resume must not change.
         native = policy.memory_size > 0 and native_cells.applies(self.flat.value)
         self.rounding = f"torch, memory {native_cells.rounding()}" if native else "torch"
@@ -61,13 +65,14 @@ class TorchEngine:
         batch: Indexable,
         index: Tensor,
         learning_rate: float,
-        chunks: Sequence[Tensor] | None = None,
+        chunks: Chunks | None = None,
     ) -> dict[str, Tensor]:
         """Take one step down `loss(policy, batch[index])`, a mean over rows; return its metrics.
 
-        `chunks` splits `index` into disjoint parts. The parts are then differentiated one after the
-        other, which adds up to the same gradient, and each part's own gradient in the policy's
-        parameters is kept in `chunk_gradients` [K, P], for the price of a copy.
+        `chunks` are the rows of `index` in disjoint groups, of which each one's own gradient in the
+        policy's parameters is kept in `chunk_gradients` [K, P]. Perceptrons are differentiated
+        once, other policies group by group, which adds up to the same gradient; `most_chunks` is
+        how many groups are worth their price.
 
         Raises NotFiniteError, before anything is changed, when the gradient is not finite.
         """
@@ -75,6 +80,11 @@ class TorchEngine:
         if chunks is None:
             value, metrics = loss(self.policy, batch[index])
             value.backward()
+        elif row_gradients.are_known(self.policy):
+            with row_gradients.recorded(self.policy) as seen:
+                value, metrics = loss(self.policy, batch[chunks.index])
+                value.backward()
+            self.chunk_gradients = row_gradients.of_groups(seen, self.flat, chunks.sizes)
         else:
             metrics = self._accumulate(loss, batch, chunks)
         norm = torch.linalg.vector_norm(gradient)
@@ -115,15 +125,13 @@ class TorchEngine:
         """Return v(s), [B]."""
         return self.policy.value(observation)
 
-    def _accumulate(
-        self, loss: Loss, batch: Indexable, chunks: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
+    def _accumulate(self, loss: Loss, batch: Indexable, chunks: Chunks) -> dict[str, Tensor]:
         """Differentiate the chunks one by one, keeping each one's gradient."""
-        flat, rows = self.flat, sum(len(chunk) for chunk in chunks)
-        kept = torch.empty(len(chunks), flat.leading_size, device=flat.gradient.device)
+        flat, rows = self.flat, len(chunks.index)
+        kept = torch.empty(len(chunks.sizes), flat.leading_size, device=flat.gradient.device)
         so_far = torch.zeros_like(kept[0])
         metrics: dict[str, Tensor] = {}
-        for k, chunk in enumerate(chunks):
+        for k, chunk in enumerate(chunks.index.split(chunks.sizes.tolist())):
             value, found = loss(self.policy, batch[chunk])
             weight = len(chunk) / rows
             (value * weight).backward()

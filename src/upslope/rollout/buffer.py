@@ -22,6 +22,17 @@ from torch import Tensor
 
 from upslope.policies.memory import Sequences
 
+ROWS_IN_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Rows of a minibatch in K groups, one after the other."""
+
+    index: Tensor
+    sizes: Tensor
+    """[K] int64, how many rows each group has."""
+
 
 @dataclass(slots=True)
 class Batch:
@@ -139,13 +150,20 @@ class Rollout:
         order = rows[torch.randperm(len(rows), generator=generator)]
         yield from order.tensor_split(count)
 
-    def chunks(self, index: Tensor, at_most: int = 8) -> list[Tensor] | None:
+    def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.
 
         Environment n belongs to group n modulo K, so that the groups' samples are independent of
-        each other, which single steps of one episode are not.
+        each other, which single steps of one episode are not. K is 2, or as many as have about
+        ROWS_IN_CHUNK rows each.
         """
-        group = index % self.n_envs % min(at_most, self.n_envs)
-        parts = [index[group == k] for k in range(min(at_most, self.n_envs))]
-        parts = [part for part in parts if len(part)]
-        return parts if len(parts) > 1 else None
+        count = min(at_most, self.n_envs, max(2, len(index) // ROWS_IN_CHUNK))
+        rows = index.numpy()
+        group = (rows % self.n_envs % count).astype(np.uint8)
+        sizes = np.bincount(group, minlength=count)
+        if not sizes.all():
+            sizes = sizes[sizes > 0]
+        if len(sizes) < 2:
+            return None
+        together = rows[group.argsort(kind="stable")]
+        return Chunks(torch.from_numpy(together), torch.from_numpy(sizes))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.gradient.quality import quality
-from upslope.rollout.buffer import Rollout
+from upslope.rollout.buffer import Chunks, Rollout
 
 
 def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float = 1e-8) -> Tensor:
@@ -39,7 +39,6 @@ def mean_of(name: str, history: Sequence[dict[str, Tensor]]) -> float:
     return float(torch.stack([metrics[name] for metrics in history]).mean())
 
 
-def step_quality(chunk_gradients: Tensor, chunks: Sequence[Tensor]) -> float:
+def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:
     """Return the signal-to-noise of a step, a power ratio; nan where the noise hides the signal."""
-    sizes = torch.tensor([len(chunk) for chunk in chunks])
-    return float(quality(chunk_gradients, sizes).signal_to_noise)
+    return quality(chunk_gradients, chunks.sizes).signal_to_noise

@@ -1,0 +1,157 @@
+"""A policy made of action-values: greedy in q(s, a), and epsilon-greedy while it explores.
+
+    pi(a|s) = epsilon / n + (1 - epsilon) [a = argmax_b q(s, b)],   n the number of legal actions
+
+It has the face of an actor-critic where that is asked of a policy that acts, so that collecting,
+predicting, evaluating and saving need not know the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from upslope.errors import ArgumentError
+from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.features import Features, has_images
+from upslope.policies.layout import Layout
+from upslope.policies.memory import Sequences
+from upslope.policies.networks import mlp
+from upslope.policies.spaces import ActionHead
+
+
+class EpsilonGreedy:
+    """The distribution of the module's docstring over actions {0, ..., A-1}; q [B, A].
+
+    Only what `legal` [B, A] allows (bool) has probability; of equal values the first is greedy.
+    """
+
+    def __init__(self, q: Tensor, epsilon: float, legal: Tensor | None = None) -> None:
+        self.q = q if legal is None else q.masked_fill(~legal, -torch.inf)
+        self.epsilon, self.legal = epsilon, legal
+
+    def mode(self) -> Tensor:
+        """Return argmax_a q(s, a), [B]."""
+        return self.q.argmax(-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw [B] int64: with probability epsilon any legal action, else the greedy one."""
+        rows, actions = self.q.shape
+        draw = torch.rand(2, rows, generator=generator, device=self.q.device)
+        if self.legal is None:
+            any_one = (draw[1] * actions).long().clamp_(max=actions - 1)
+        else:  # the k-th legal one
+            count = self.legal.sum(-1)
+            k = torch.minimum((draw[1] * count).long(), count - 1)
+            any_one = (self.legal.cumsum(-1) > k.unsqueeze(-1)).int().argmax(-1)
+        return torch.where(draw[0] < self.epsilon, any_one, self.mode())
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The probability of each action, [B, A]."""
+        legal = torch.ones_like(self.q) if self.legal is None else self.legal.to(self.q.dtype)
+        spread = self.epsilon * legal / legal.sum(-1, keepdim=True)
+        greedy = self.mode().unsqueeze(-1)
+        return spread.scatter_add(
+            -1, greedy, torch.full_like(greedy, 1, dtype=self.q.dtype) * (1 - self.epsilon)
+        )
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log pi(a), [B], for action [B] int64."""
+        return self.probabilities.gather(-1, action.unsqueeze(-1)).squeeze(-1).log()
+
+    def entropy(self) -> Tensor:
+        """Return -sum_a pi(a) log pi(a), [B]."""
+        return torch.special.entr(self.probabilities).sum(-1)
+
+    def kl(self, other: EpsilonGreedy) -> Tensor:
+        """Return sum_a pi(a) (log pi(a) - log other(a)), [B]."""
+        p, q = self.probabilities, other.probabilities
+        return torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum(-1)
+
+
+class ActionValues(ActorCritic):
+    """A policy of `network(observation [B, ...]) -> q [B, A]` over a Discrete action space.
+
+    Raises ArgumentError for another action space.
+    """
+
+    def __init__(self, network: nn.Module, action_space: gymnasium.Space[Any], name: str) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise ArgumentError(
+                f"{name} takes a Discrete action space, whose values it can compare one by one, "
+                f"got {action_space}"
+            )
+        self.head = ActionHead(action_space)
+        self.network = network
+        self.register_buffer("epsilon", torch.zeros(()))
+
+    epsilon: Tensor
+    """The share of actions that are drawn from all legal ones; a tensor, saved with the policy."""
+
+    def q(self, observation: Tensor) -> Tensor:
+        """Return q(s, a) for each action, [B, A]."""
+        values = self.network(observation)
+        if values.shape != (len(observation), self.head.size):
+            raise ArgumentError(
+                f"policy= returned shape {list(values.shape)}, but must return action-values "
+                f"[{len(observation)}, {self.head.size}]"
+            )
+        return values
+
+    def step(
+        self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
+    ) -> tuple[EpsilonGreedy, Tensor]:
+        """Return pi(.|s), and the memory, which it has none of."""
+        return EpsilonGreedy(self.q(observation), self.epsilon.item(), mask), memory
+
+    def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
+        """Return max_a q(s, a), [B]: the value of the greedy policy where q is its own."""
+        return self.q(observation).amax(-1)
+
+
+class QNetwork(nn.Module):
+    """Action-values [B, A] of a perceptron over features: convolutions where there are images.
+
+    `net_arch` are the hidden layers: (64, 64) by default, none behind convolutions.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space[Any],
+        actions: int,
+        *,
+        generator: torch.Generator,
+        images: bool | None = None,
+        net_arch: Sequence[int] | None = None,
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        images = has_images(observation_space) if images is None else images
+        if net_arch is None:
+            net_arch = () if images else (64, 64)
+        self.features = Features(observation_space, images=images, generator=generator)
+        sizes = [self.features.size, *net_arch, actions]
+        self.layers = mlp(sizes, activation=activation, generator=generator)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return q(s, a), [B, A]."""
+        return self.layers(self.features(observation))
+
+
+class Unpacked(nn.Module):
+    """A module of the user's own, which sees observations nested as their space is."""
+
+    def __init__(self, network: nn.Module, observation_space: gymnasium.Space[Any]) -> None:
+        super().__init__()
+        self.network, self.layout = network, Layout(observation_space)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return what the module gives for unpacked observations."""
+        return self.network(self.layout.unpack(observation))
