@@ -11,12 +11,9 @@ steps on the same demonstrations. Problems it is tested on were never shown.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -146,9 +143,7 @@ def run(seed: int, settings: Settings, say: Any = print) -> dict[str, Any]:
     say(f"seed {seed}: supervised to {result['start']} in {supervised - start:.0f} s")
 
     control = copy.deepcopy(model)
-    supervise(
-        control, tokenizer, train, settings.grpo_steps, seed + 1, settings.supervised_rate
-    )
+    supervise(control, tokenizer, train, settings.grpo_steps, seed + 1, settings.supervised_rate)
     result["control"] = both(control, tokenizer, held_out)
     begun = time.perf_counter()
     curve: list[tuple[int, float]] = []

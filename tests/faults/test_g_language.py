@@ -72,7 +72,7 @@ def test_g2_a_reward_function_that_fails_is_named_and_the_run_goes_on_from_its_l
 ):
     whole = grpo(tmp_path / "whole", dynamic_sampling=False).train()
     broken = grpo(tmp_path / "out", dynamic_sampling=False, reward_funcs=failing(how, 2))
-    with pytest.raises(RewardFault, match=r"'judge' (raised OSError|returned) .*='"):
+    with pytest.raises(RewardFault, match=r"'judge' (raised OSError:|returned) .*='"):
         broken.train()
     mended = grpo(tmp_path / "out", dynamic_sampling=False)
     mended.train(resume_from_checkpoint=True)

@@ -1,20 +1,20 @@
 """What `upslope dpo` and `upslope grpo` share: a configuration file, and a run in a folder.
 
-    model = "path/to/folder"             a folder or a name on the Hugging Face hub
-    train_dataset = "train.jsonl"        JSON lines, or a name on the hub
+model = "path/to/folder"             a folder or a name on the Hugging Face hub
+train_dataset = "train.jsonl"        JSON lines, or a name on the hub
 
-    [training]                           the settings of the trainer; the command line goes before
-    learning_rate = 1e-6
+[training]                           the settings of the trainer; the command line goes before
+learning_rate = 1e-6
 
-    [lora]                               trains an adapter of peft with these settings
-    r = 16
+[lora]                               trains an adapter of peft with these settings
+r = 16
 
-    [[rewards]]                          grpo: shipped functions with their settings,
-    name = "exact_match"                 or "module:function", with --allow-import
-    weight = 1.0
+[[rewards]]                          grpo: shipped functions with their settings,
+name = "exact_match"                 or "module:function", with --allow-import
+weight = 1.0
 
-    [[metrics]]                          grpo: likewise, logged only
-    name = "math_answer"
+[[metrics]]                          grpo: likewise, logged only
+name = "math_answer"
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from upslope.errors import ArgumentError, ConfigError, UpslopeError, suggest
 from upslope.language import rewards
 from upslope.language.config import TrainingConfig
 from upslope.language.requirements import need
-from upslope.language.saving import output_folder
+from upslope.language.saving import output_folder, quiet
 from upslope.records.files import replace_text
 from upslope.runs.run import last_checkpoint, locked
 from upslope.runs.signals import StopSignals
@@ -164,13 +164,15 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
 
     def model(name: str) -> Any:
         try:
-            found = transformers.AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, options.dtype), use_safetensors=True
-            )
+            with quiet():
+                found = transformers.AutoModelForCausalLM.from_pretrained(
+                    name, dtype=getattr(torch, options.dtype), use_safetensors=True
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
         return found.to(options.device)
 
+    peft_config = None if lora is None else lora_config(lora)
     where = options.tokenizer or options.model
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
@@ -183,7 +185,7 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
         "reference_model": model(options.reference_model) if options.reference_model else None,
         "train_dataset": rows(options.train_dataset, options.train_split),
         "eval_dataset": rows(held_out, options.eval_split) if held_out else None,
-        "peft_config": None if lora is None else lora_config(lora),
+        "peft_config": peft_config,
     }
 
 

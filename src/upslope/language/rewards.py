@@ -11,7 +11,6 @@ text, or messages.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import re
@@ -155,7 +154,6 @@ def number_in(text: str) -> Fraction | None:
 
 def named(name: str, function: RewardFunction) -> RewardFunction:
     """Give a function made from settings the name that it is logged under."""
-    functools.update_wrapper(function, function)
     function.__name__ = name
     return function
 
@@ -206,6 +204,7 @@ MADE: dict[str, Callable[..., RewardFunction]] = {
     "length_penalty": length_penalty,
     "soft_overlong": soft_overlong,
 }
+NAMES = (*PLAIN, *MADE)
 
 
 def shipped(name: str, **settings: Any) -> RewardFunction:
@@ -213,9 +212,8 @@ def shipped(name: str, **settings: Any) -> RewardFunction:
     if name in PLAIN and not settings:
         return PLAIN[name]
     if name not in MADE:
-        known = (*PLAIN, *MADE)
-        what = f"no settings, got {settings}" if name in PLAIN else f"one of {', '.join(known)}"
-        raise ArgumentError(f"reward {name!r}{suggest(name, known)}: it takes {what}")
+        what = f"no settings, got {settings}" if name in PLAIN else f"one of {', '.join(NAMES)}"
+        raise ArgumentError(f"reward {name!r}{suggest(name, NAMES)}: it takes {what}")
     try:
         return MADE[name](**settings)
     except TypeError as error:
