@@ -77,7 +77,7 @@ def problems(seed: int, wrong: float = WRONG) -> tuple[list[Row], list[Row]]:
         if draws.random() < wrong:
             other = int(draws.integers(2 * LARGEST - 2))
             shown = other + (other >= shown)  # every wrong number alike
-        rows.append({"prompt": f"{a}+{b}=", "answer": str(a + b), "shown": str(shown)})
+        rows.append({"prompt": f"{a:02}+{b:02}=", "answer": f"{a + b:03}", "shown": f"{shown:03}"})
     return rows[HELD_OUT:], rows[:HELD_OUT]
 
 

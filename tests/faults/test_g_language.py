@@ -137,7 +137,7 @@ def test_g3_a_damaged_checkpoint_is_said_and_the_one_before_it_used(tmp_path, ca
         ({"seed": 3}, "config.seed: 0 in the checkpoint, expected 3"),
         ({"model": tiny.llama(seed=9)}, "given.reference: "),
         ({"model": tiny.llama(width=32)}, r"tensor model/model.norm.weight: float32 \[16\] in the"),
-        ({"train_dataset": cases.SUMS[:9]}, "given.rows: 20 in the checkpoint, expected 9"),
+        ({"train_dataset": cases.SUMS[:9]}, "given.data: "),
     ],
 )
 def test_g3_another_run_is_refused_with_its_differences(change, said, tmp_path):

@@ -14,6 +14,7 @@ apart, as they are where a completion is sampled, and the end token follows a co
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +223,15 @@ def check_prompt(ids: Sequence[int], longest: int | None) -> None:
         raise ArgumentError("its prompt is empty")
     if longest is not None and len(ids) > longest:
         raise ArgumentError(f"its prompt has {len(ids)} tokens, and there is room for {longest}")
+
+
+def fingerprint(rows: Sequence[Any]) -> str:
+    """Return a hash of the token ids of rows, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        ids = row.ids if isinstance(row, Prompt) else (row.prompt, row.chosen, row.rejected)
+        digest.update(repr(ids).encode())
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- their order

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.language.config import TrainingConfig
-from upslope.language.datasets import Order, Preference, preferences_of
+from upslope.language.datasets import Order, Preference, fingerprint, preferences_of
 from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
@@ -96,7 +96,7 @@ class DPO(Trainer[DPOConfig]):
         self.reference_log_prob = torch.full((2, len(self.rows)), math.nan)
         self.eval_reference = torch.full((2, len(self.eval_rows)), math.nan)
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        self.start(len(self.rows) / per_step, {"rows": len(self.rows)})
+        self.start(len(self.rows) / per_step, {"data": fingerprint(self.rows)})
 
     @property
     def needs_reference(self) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
-from upslope.language.datasets import Order, Prompt, prompts_of
+from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
 from upslope.language.generation import Backend, Sampler, end_tokens
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
 from upslope.language.logprobs import token_log_probs
@@ -36,8 +36,7 @@ from upslope.language.rollouts import Experience
 from upslope.language.saving import as_meta
 from upslope.language.trainer import Trainer, ordered
 from upslope.losses.divergence import kl_estimate
-from upslope.losses.group import CISPO_CAP, PER_TOKEN, grpo_loss
-from upslope.losses.group import _log_ratio as log_ratio
+from upslope.losses.group import CISPO_CAP, PER_TOKEN, grpo_loss, log_ratio_of
 from upslope.seeding import generator
 
 HEADLINE = (
@@ -111,7 +110,9 @@ class GRPO(Trainer[GRPOConfig]):
         self.used = 0  # updates on the rollout at hand
         self.rollouts = 0
         rollouts_per_epoch = len(self.prompts) / config.prompts_per_rollout
-        self.start(rollouts_per_epoch * config.updates_per_rollout, {"rows": len(self.prompts)})
+        self.start(
+            rollouts_per_epoch * config.updates_per_rollout, {"data": fingerprint(self.prompts)}
+        )
 
     def check(self, reference_model: Any) -> None:
         """Raise ArgumentError for arguments that contradict each other."""
@@ -299,10 +300,9 @@ class GRPO(Trainer[GRPOConfig]):
 
 def clipped(now: Tensor, old: Tensor, made: Experience, config: GRPOConfig) -> Tensor:
     """Return [n, L] where a token counts and its ratio is past what its advantage asks for."""
-    level = {"gspo": "sequence", "rloo": "product"}.get(
-        config.loss_type, config.importance_sampling_level
-    )
-    ratio = log_ratio((now - old) * made.mask, made.mask, level).exp()
+    ratio = log_ratio_of(
+        (now - old) * made.mask, made.mask, config.loss_type, config.importance_sampling_level
+    ).exp()
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     positive = made.advantage[:, None] > 0
     if config.loss_type == "cispo":

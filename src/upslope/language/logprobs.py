@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from upslope.errors import ArgumentError, check_range
@@ -131,11 +130,11 @@ def _chunk(
     logits = project(states).float()
     if temperature != 1:
         logits = logits / temperature
-    log_prob = -functional.cross_entropy(logits, targets, reduction="none")
-    return log_prob, entropy_of(logits.detach()) if entropy else None
-
-
-def entropy_of(logits: Tensor) -> Tensor:
-    """Return H = log Σ exp z - Σ p z, in nats, over the last dimension."""
     log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+    log_prob = log_p.gather(-1, targets[:, None])[:, 0]
+    return log_prob, entropy_of(log_p.detach()) if entropy else None
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """Return H = -Σ p log p, in nats, over the last dimension; what cannot happen adds nothing."""
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
