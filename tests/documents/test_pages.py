@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("exact.md", "gradient.md", "group.md", "preference.md")
+PAGES = ("exact.md", "gradient.md", "group.md", "language.md", "preference.md")
 pytestmark = pytest.mark.docs
 
 
