@@ -1,19 +1,24 @@
 """GRPO on addition: from demonstrations of which 45 % are wrong to answers that are right.
 
-A character-level Llama of 0.15 million parameters is trained from nothing on "37+58=" -> "95", where
-45 % of the answers shown are a wrong number: supervision then teaches it to be wrong 45 % of the
-time. GRPO asks for right answers, which a rule verifies. The control is supervised for as many more
-steps on the same demonstrations. Problems it is tested on were never shown.
+A character-level Llama of 0.14 million parameters is trained from nothing on "37+58=" -> "095",
+where 45 % of the answers shown are a wrong number: supervision then teaches it to be wrong 45 % of
+the time. GRPO asks for right answers, which a rule verifies. The control is supervised for as many
+more steps on the same demonstrations. Problems that are tested were never shown.
 
-    python examples/language_addition.py            five seeds, a table and a picture
-    python examples/language_addition.py --seeds 1
+    python benchmarks/language_addition.py            five seeds, a table and a picture
+    python benchmarks/language_addition.py --seeds 1
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +136,7 @@ class Settings:
     group: int = 16
 
 
-def run(seed: int, settings: Settings, say: Any = print) -> dict[str, Any]:
+def run(seed: int, settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Return the accuracies of one seed: after supervision, after GRPO, and of the control."""
     tokenizer = make_tokenizer()
     train, held_out = problems(seed)
@@ -171,3 +176,83 @@ def run(seed: int, settings: Settings, say: Any = print) -> dict[str, Any]:
     }
     say(f"seed {seed}: control {result['control']}, GRPO {result['grpo']}, {result['seconds']}")
     return result
+
+
+# ---------------------------------------------------------------- five seeds, a table, a picture
+STAGES = {"start": "supervised", "control": "supervised for longer", "grpo": "GRPO"}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean, and half of its 95 % interval (Student's t)."""
+    n = len(values)
+    if n < 2:
+        return float(values[0]), float("nan")
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(n, 2.0)
+    return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        f"accuracy on {HELD_OUT} problems never shown, {len(results)} seeds (mean, 95 % interval)",
+        f"{'':<24}{'sampled':>18}{'greedy':>18}",
+    ]
+    for stage, name in STAGES.items():
+        cells = [interval([r[stage][how] for r in results]) for how in ("sampled", "greedy")]
+        lines.append(f"{name:<24}" + "".join(f"{f'{m:.3f} +- {h:.3f}':>18}" for m, h in cells))
+    seconds = [sum(r["seconds"].values()) for r in results]
+    lines.append(f"seconds per seed, on one core: {np.mean(seconds):.0f}")
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> Path:
+    """Draw what GRPO's completions earned while it trained, and the accuracies held out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=140, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    for result in results:
+        steps, reward = np.array(result["curve"]).T
+        smooth = np.convolve(reward, np.ones(10) / 10, "valid")
+        left.plot(steps[len(steps) - len(smooth) :], smooth, color="#2a78c2", lw=1, alpha=0.8)
+    left.axhline(1 - WRONG, color="#e8743b", ls="--", lw=1)
+    left.text(
+        0, 1 - WRONG + 0.01, "share of demonstrations that are right", color="#e8743b", size=8
+    )
+    left.set(xlabel="GRPO step", ylabel="share of completions that are right", ylim=(0, 1))
+    for k, how in enumerate(("sampled", "greedy")):
+        bars = [interval([r[stage][how] for r in results]) for stage in STAGES]
+        places = np.arange(3) + 0.38 * k
+        right.bar(places, [m for m, _ in bars], 0.36, label=how, color=("#2a78c2", "#9cc3e6")[k])
+        if len(results) > 1:
+            right.errorbar(places, *zip(*bars, strict=True), fmt="none", ecolor="#22303c", lw=1)
+    right.set_xticks(np.arange(3) + 0.19, ["supervised", "longer", "GRPO"])
+    right.set(ylim=(0, 1), title="held out")
+    right.legend(frameon=False, loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="GRPO on addition, beside more supervision")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--picture", type=Path, default=Path("language_addition.png"))
+    told = parser.parse_args()
+    seeds = range(told.first_seed, told.first_seed + told.seeds)
+    settings = Settings(supervised_steps=3, grpo_steps=12) if told.quick else Settings()
+    start = time.perf_counter()
+    with ProcessPoolExecutor(told.workers, get_context("spawn"), initializer=one_thread) as pool:
+        results = list(pool.map(partial(run, settings=settings), seeds))
+    print(table(results))
+    print(f"in all {time.perf_counter() - start:.0f} s; picture: {draw(results, told.picture)}")
+
+
+if __name__ == "__main__":
+    main()
