@@ -46,5 +46,6 @@ inline void need(bool fine, const char* what) {
 }
 
 void bind_memory(nb::module_& m);
+void bind_network(nb::module_& m);
 
 }  // namespace upslope

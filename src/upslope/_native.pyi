@@ -5,6 +5,17 @@ import numpy as np
 Layer = tuple[int, int, int, int, int]
 """Inputs, outputs, activation (0 none, 1 tanh, 2 relu, 3 silu), and where weight and bias begin."""
 
+class Descent:
+    def __init__(
+        self,
+        learning_rate: float,
+        step: int,
+        max_norm: float,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+    ) -> None: ...
+
 class Network:
     def __init__(
         self,
@@ -15,10 +26,12 @@ class Network:
         choices: list[int],
         log_std: int,
     ) -> None: ...
-    def accumulate(
+    def train(
         self,
         parameters: np.ndarray,
         gradient: np.ndarray,
+        first_moment: np.ndarray,
+        second_moment: np.ndarray,
         metrics: np.ndarray,
         observation: np.ndarray,
         choice: np.ndarray | None,
@@ -29,7 +42,7 @@ class Network:
         advantage: np.ndarray,
         target: np.ndarray,
         index: np.ndarray,
-        total_rows: int,
+        sizes: np.ndarray,
         clipped: bool,
         ratio: tuple[float, float, float],
         value_range: float,
@@ -37,8 +50,9 @@ class Network:
         entropy_weight: float,
         chunk_rows: np.ndarray | None,
         chunk_gradients: np.ndarray | None,
+        descent: Descent,
         threads: int,
-    ) -> None: ...
+    ) -> int: ...
     def act(
         self,
         parameters: np.ndarray,
@@ -54,19 +68,6 @@ class Network:
         self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
     ) -> None: ...
 
-def adam(
-    parameters: np.ndarray,
-    gradient: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    learning_rate: float,
-    step: int,
-    max_norm: float,
-    beta_1: float,
-    beta_2: float,
-    epsilon: float,
-    threads: int,
-) -> float: ...
 def lstm_forward(
     counts: list[int],
     threads: int,

@@ -266,3 +266,31 @@ def test_tanh_is_accurate(instruction_set):
     far = torch.tensor([[-1e30], [-88.0], [-20.0], [20.0], [88.0], [1e30]])
     far_found = NativeEngine(policy, max_grad_norm=None).value(far)
     assert torch.equal(far_found, torch.tensor([-1.0, -1, -1, 1, 1, 1]))
+
+
+# ---- epochs --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+def test_an_epoch_is_its_steps(kind):
+    rows, parts = rows_for(policy_of(), INPUTS, COUNT), torch.randperm(COUNT).split([70, 90, 40])
+    chunks = Chunks(parts[0], torch.tensor([30, 40]))
+    one, other = (kind(policy_of(), max_grad_norm=0.5) for _ in range(2))
+    found = one.epoch(LOSS, rows, parts, 1e-2, chunks)
+    first = other.step(LOSS, rows, parts[0], 1e-2, chunks)
+    expected = [first, *(other.step(LOSS, rows, part, 1e-2) for part in parts[1:])]
+    assert one.steps == 3
+    assert torch.equal(one.flat.value, other.flat.value)
+    assert torch.equal(one.chunk_gradients, other.chunk_gradients)
+    for name, numbers in found.items():
+        assert numbers.tolist() == [float(step[name]) for step in expected]
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+def test_an_epoch_ends_where_a_gradient_is_not_finite(kind):
+    rows, parts = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT).split([70, 90, 40])
+    rows.advantage[100] = float("nan")
+    one, other = (kind(policy_of(), max_grad_norm=0.5) for _ in range(2))
+    with pytest.raises(NotFiniteError, match=r"gradient of optimisation step 2 is not finite"):
+        one.epoch(LOSS, rows, parts, 1e-2)
+    other.step(LOSS, rows, parts[0], 1e-2)
+    assert one.steps == 1
+    assert torch.equal(one.flat.value, other.flat.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from tests.rollout.chain import Scripted
 from upslope.errors import EnvironmentFault
+from upslope.rollout.make import make_stream
 from upslope.rollout.stream import Stream
 
 IDLE = np.zeros(2, np.int64)
@@ -122,6 +124,18 @@ def test_rounding_is_no_fault(row):
 @pytest.mark.parametrize("row", [[1 + 2e-4, 0, 0], [0, 1000.2, 0], [0, 0, 5.001], [0, -0.2, 0]])
 def test_more_than_rounding_is(row):
     refused(BOX, box([0, 0, 0]), box(row), "environment 1 .*, outside Box")
+
+
+@pytest.mark.parametrize("backend", ["sync", "envpool"])
+def test_gymnasiums_own_walker_may_somersault(backend):
+    """Its hull turns by more than the pi of its space; what is not finite is refused still."""
+    with closing(make_stream("BipedalWalker-v3", 2, backend=backend)) as stream:
+        beyond = np.zeros((2, 24), np.float32)
+        beyond[1, 0] = 3.2
+        assert np.array_equal(stream._checks.observation(beyond), beyond)
+        beyond[1, 0] = np.inf
+        with pytest.raises(EnvironmentFault, match="environment 1 returned inf"):
+            stream._checks.observation(beyond)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_explained_variance_of_a_constant_target_is_nan():
 def test_mean_of():
     history = [{"a": torch.tensor(1.0), "b": torch.tensor(5.0)}, {"a": torch.tensor(4.0)}]
     assert mean_of("a", history) == 2.5
+    assert mean_of("a", [{"a": torch.tensor([1.0, 3.0])}, {"a": torch.tensor([8.0])}]) == 4
 
 
 def test_step_quality_weighs_by_the_chunks_sizes():

@@ -124,13 +124,12 @@ class PPO(Agent[PPOConfig]):
             minibatches = list(rollout.minibatches(config.batch_size, shuffle))
             if config.normalize_advantage:
                 batch.advantage = standardized(advantage, minibatches)
-            for index in minibatches:
-                chunks = rollout.chunks(index, most) if not history else None
-                metrics = self.engine.step(loss, batch, index, learning_rate, chunks)
-                if chunks is not None:
-                    signal_to_noise = step_quality(self.engine.chunk_gradients, chunks)
-                history.append(metrics)
-            if config.target_kl is not None and metrics["approx_kl"] > 1.5 * config.target_kl:
+            chunks = rollout.chunks(minibatches[0], most) if epoch == 0 else None
+            metrics = self.engine.epoch(loss, batch, minibatches, learning_rate, chunks)
+            if chunks is not None:
+                signal_to_noise = step_quality(self.engine.chunk_gradients, chunks)
+            history.append(metrics)
+            if config.target_kl is not None and metrics["approx_kl"][-1] > 1.5 * config.target_kl:
                 break
         means = {name: mean_of(name, history) for name in metrics}
         return means | {

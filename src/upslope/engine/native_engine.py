@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,19 @@ class NativeEngine(TorchEngine):
         learning_rate: float,
         chunks: Chunks | None = None,
     ) -> dict[str, Tensor]:
-        """Take the step of `TorchEngine.step`, natively where loss and batch are known.
+        """Take the step of `TorchEngine.step`: see `epoch`."""
+        found = self.epoch(loss, batch, [index], learning_rate, chunks)
+        return {name: numbers[0] for name, numbers in found.items()}
+
+    def epoch(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        minibatches: Sequence[Tensor],
+        learning_rate: float,
+        chunks: Chunks | None = None,
+    ) -> dict[str, Tensor]:
+        """Take the steps of `TorchEngine.epoch` in one call, where loss and batch are known.
 
         Raises ArgumentError where they are not and the native engine was demanded.
         """
@@ -117,20 +130,23 @@ class NativeEngine(TorchEngine):
             if self.demanded:
                 reasons = [each for each in (how, arrays) if isinstance(each, str)]
                 raise refused([*reasons, "some parameters need no gradient"][0])
-            return super().step(loss, batch, index, learning_rate, chunks)
+            return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
         self.flat.zero_gradient()
-        found = np.zeros(6)  # five metrics, and the norm
         if chunks is not None:
-            index = chunks.index
+            minibatches = [chunks.index, *minibatches[1:]]
             if len(self.chunk_gradients) != len(chunks.sizes):
                 self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
-        self.network.accumulate(
+        index = minibatches[0] if len(minibatches) == 1 else torch.cat(list(minibatches))
+        names = METRICS[how.surrogate]
+        found = np.empty((len(minibatches), 6))  # five metrics, and the norm
+        taken = self.network.train(
             self._value,
             self._gradient,
+            *self._moments,
             found,
             **arrays,
             index=index.numpy(),
-            total_rows=len(index),
+            sizes=np.array([len(each) for each in minibatches]),
             clipped=how.surrogate == "clipped",
             ratio=(1 - how.clip_range, 1 + how.clip_range, how.clip_range),
             value_range=-1.0 if how.clip_range_vf is None else how.clip_range_vf,
@@ -138,30 +154,24 @@ class NativeEngine(TorchEngine):
             entropy_weight=how.ent_coef,
             chunk_rows=None if chunks is None else chunks.sizes.numpy(),
             chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
+            descent=self._descent(learning_rate),
             threads=self.threads,
         )
-        found[5] = self._descend(learning_rate)
-        numbers = torch.from_numpy(found.astype(np.float32)).unbind()
-        names = METRICS[how.surrogate]
-        return dict(zip(names, numbers, strict=False)) | {"gradient_norm": numbers[5]}
+        self.steps += taken
+        if taken < len(minibatches):
+            self.check_finite(found[taken, 5])
+        columns = torch.from_numpy(found.astype(np.float32)).unbind(1)
+        return dict(zip(names, columns, strict=False)) | {"gradient_norm": columns[5]}
 
-    def _descend(self, learning_rate: float) -> float:
-        """Clip the gradient and take Adam's step; returns the norm."""
-        norm = _native.adam(
-            self._value,
-            self._gradient,
-            *self._moments,
+    def _descent(self, learning_rate: float) -> Any:
+        return _native.Descent(
             learning_rate=learning_rate,
             step=self.steps + 1,
             max_norm=self.max_grad_norm or 0.0,
             beta_1=BETA_1,
             beta_2=BETA_2,
             epsilon=self.adam_eps,
-            threads=self.threads,
         )
-        self.check_finite(norm)
-        self.steps += 1
-        return norm
 
     # -- acting --------------------------------------------------------------------------------
 
@@ -225,7 +235,7 @@ class NativeEngine(TorchEngine):
         return self._loss[1]
 
     def _arrays(self, batch: Any) -> dict[str, Any] | str:
-        """Return a batch's arrays by the names `accumulate` has for them, or why they do not fit.
+        """Return a batch's arrays by the names `train` has for them, or why they do not fit.
 
         Kept while the batch's tensors are the same ones.
         """

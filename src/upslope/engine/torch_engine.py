@@ -11,7 +11,7 @@ Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -94,6 +94,34 @@ class TorchEngine:
         self._adam(learning_rate)
         metrics["gradient_norm"] = norm
         return metrics
+
+    def epoch(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        minibatches: Sequence[Tensor],
+        learning_rate: float,
+        chunks: Chunks | None = None,
+    ) -> dict[str, Tensor]:
+        """Take a step on each of K minibatches in turn; return the metrics of all, each [K].
+
+        `chunks` are the first minibatch's.
+        """
+        return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
+
+    def _one_by_one(
+        self,
+        loss: Loss,
+        batch: Indexable,
+        minibatches: Sequence[Tensor],
+        learning_rate: float,
+        chunks: Chunks | None,
+    ) -> dict[str, Tensor]:
+        found = []
+        for index in minibatches:
+            found.append(TorchEngine.step(self, loss, batch, index, learning_rate, chunks))
+            chunks = None
+        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
 
     @property
     def threads(self) -> int:

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -104,6 +105,7 @@ class EnvPoolVectorEnv(VectorEnv):
                 f"env={env_id!r} is not an environment that EnvPool knows{suggest(env_id, ids())}"
             )
         self._id, self.num_envs = env_id, num_envs
+        self.spec = gymnasium.registry.get(env_id)
         mode = AutoresetMode.DISABLED if env_id in EQUAL else AutoresetMode.NEXT_STEP
         self.metadata = {**self.metadata, "autoreset_mode": mode}
         self._pool: Any = None

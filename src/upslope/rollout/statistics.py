@@ -35,8 +35,8 @@ def explained_variance(rollout: Rollout) -> float:
 
 
 def mean_of(name: str, history: Sequence[dict[str, Tensor]]) -> float:
-    """Return the mean of one metric over the steps of an update."""
-    return float(torch.stack([metrics[name] for metrics in history]).mean())
+    """Return the mean of one metric over the steps of an update; one number, or one for each."""
+    return float(torch.hstack([metrics[name] for metrics in history]).mean())
 
 
 def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:

@@ -25,7 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
 from upslope.policies.layout import Layout
 from upslope.policies.legal import MaskLayout
-from upslope.rollout.checks import Checks
+from upslope.rollout.checks import Checks, id_of
 from upslope.rollout.masks import MaskSource
 from upslope.rollout.workers import close_environments
 
@@ -89,7 +89,8 @@ class Stream:
         self.autoreset_mode, self._declared = _autoreset_mode(env)
         self.layout = Layout(self.observation_space)
         """Where the parts of an observation are in the arrays of this stream."""
-        self._checks = Checks(self.n_envs, self.layout, MaskLayout(self.action_space))
+        masks = MaskLayout(self.action_space)
+        self._checks = Checks(self.n_envs, self.layout, masks, id_of(env))
         self._masks = MaskSource(env, self._checks)
 
     @property

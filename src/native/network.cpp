@@ -1,0 +1,288 @@
+// A network over flat parameters, as Python sees it: its training steps, acting, values.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <tuple>
+
+#include "binding.hpp"
+#include "descent.hpp"
+#include "pool.hpp"
+
+namespace upslope {
+
+using namespace nb::literals;
+
+namespace {
+
+using LayerTuple = std::tuple<int, int, int, int64_t, int64_t>;  // inputs, outputs, activation, weight, bias
+
+class Network {
+ public:
+  Network(int inputs, const std::vector<LayerTuple>& trunk, const std::vector<LayerTuple>& actor,
+          const std::vector<LayerTuple>& critic, const std::vector<int>& choices, int64_t log_std) {
+    plan_.inputs = inputs;
+    plan_.widest = inputs;
+    plan_.choices = choices;
+    plan_.log_std = log_std;
+    const int seen = chain(trunk, plan_.trunk, inputs);
+    plan_.size = chain(actor, plan_.actor, seen);
+    need(chain(critic, plan_.critic, seen) == 1, "the critic must end in one number");
+    need(!actor.empty() && !critic.empty(), "actor and critic need a layer each");
+    int total = 0;
+    for (const int n : choices) need(n > 0, "a choice is of at least one action"), total += n;
+    need(choices.empty() ? log_std >= 0 : total == plan_.size, "the head does not fit the actor");
+    plan_.log_std_sums = plan_.sums;
+    if (choices.empty()) {
+      plan_.sums += padded(plan_.size);
+      parameters_ = std::max(parameters_, log_std + plan_.size);
+    }
+    plan_.widest = std::max<int64_t>(plan_.widest, plan_.size);
+  }
+
+  // One step of Adam on each minibatch, in turn: `sizes` [K] of them follow one another in `index`. Puts the means of what
+  // is logged, and the gradient's norm, into `metrics` [K][METRICS + 1] and returns how many steps were taken: fewer where
+  // a gradient was not finite, which changes nothing. Where `chunk_rows` [G] says that the first minibatch is G groups of
+  // rows, one after the other, the mean gradient of each in the first Q parameters is put into `chunk_gradients` [G][Q].
+  int64_t train(Vector<float> parameters, Vector<float> gradient, Vector<float> first_moment, Vector<float> second_moment,
+                Rows<double> metrics, Rows<const float> observation, Given<const int64_t> choice,
+                Given<const float> action, Given<const bool> mask, Vector<const float> old_log_prob,
+                Vector<const float> old_value, Vector<const float> advantage, Vector<const float> target,
+                Vector<const int64_t> index, Vector<const int64_t> sizes, bool clipped,
+                std::tuple<double, double, double> ratio, double value_range, double value_weight,
+                double entropy_weight, std::optional<Vector<const int64_t>> chunk_rows,
+                std::optional<Rows<float>> chunk_gradients, const Descent& descent, int threads) {
+    const int64_t m = observation.shape(0), rows = index.shape(0), n = parameters.shape(0), steps = sizes.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    for (const auto* each : {&gradient, &first_moment, &second_moment})
+      need(int64_t(each->shape(0)) == n, "buffers differ in size");
+    need(int64_t(metrics.shape(0)) == steps && metrics.shape(1) == METRICS + 1, "metrics of another size");
+    for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
+      need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
+    for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");
+    need(total_of(sizes) == rows, "minibatches do not fit the index");
+    Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
+                target.data()};
+    need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
+    batch.action = rows_of(action, m, plan_.size);
+    batch.choice = rows_of(choice, m, plan_.actions());
+    batch.mask = reinterpret_cast<const uint8_t*>(rows_of(mask, m, plan_.size));
+    const auto [low, high, range] = ratio;
+    Loss loss{clipped ? Surrogate::clipped : Surrogate::plain,
+              float(low),
+              float(high),
+              float(range),
+              value_range >= 0,
+              float(value_range),
+              float(value_weight),
+              float(entropy_weight),
+              0.0f};
+    Chunks chunks;
+    if (chunk_rows) {
+      need(steps > 0 && total_of(*chunk_rows) == sizes.data()[0] && chunk_gradients &&
+               chunk_gradients->shape(0) == chunk_rows->shape(0) && int64_t(chunk_gradients->shape(1)) <= n,
+           "chunks do not fit the first minibatch or their gradients");
+      chunks.rows.assign(chunk_rows->data(), chunk_rows->data() + chunk_rows->shape(0));
+      chunks.gradients = chunk_gradients->data();
+      chunks.kept = chunk_gradients->shape(1);
+      chunks.total.resize(n);
+    }
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    const Buffers buffers{n, parameters.data(), gradient.data(), first_moment.data(), second_moment.data()};
+    const int64_t* here = index.data();
+    for (int64_t k = 0; k < steps; here += sizes.data()[k], ++k) {
+      const int64_t size = sizes.data()[k];
+      double* found = metrics.data() + k * (METRICS + 1);
+      std::fill_n(buffers.gradient, n, 0.0f);
+      std::fill_n(found, METRICS + 1, 0.0);
+      loss.sample_weight = float(1.0 / double(size));
+      run(loss, buffers.parameters, batch, here, size, buffers.gradient, found, chunks, threads);
+      chunks = {};
+      found[METRICS] = descend(descent, descent.step + k, buffers, threads);
+      if (!std::isfinite(found[METRICS])) return k;
+    }
+    return steps;
+  }
+
+  void act(Vector<const float> parameters, Rows<const float> observation, Rows<const float> noise,
+           Given<const bool> mask, Given<int64_t> choice, Given<float> action, Vector<float> log_prob, int threads) {
+    const int64_t rows = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    need(int64_t(noise.shape(0)) == rows && noise.shape(1) == size_t(plan_.size), "noise has another shape");
+    need(int64_t(log_prob.shape(0)) == rows, "log_prob has another number of rows");
+    float* numbers = rows_of(action, rows, plan_.size);
+    int64_t* choices = rows_of(choice, rows, plan_.actions());
+    need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
+    const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, plan_.size));
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    prepare(threads);
+    auto work = [&](int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK;
+      kernels->act(plan_, parameters.data(), observation.data() + from * plan_.inputs, noise.data() + from * plan_.size,
+                   allowed ? allowed + from * plan_.size : nullptr, int(std::min<int64_t>(BLOCK, rows - from)),
+                   choices ? choices + from * plan_.actions() : nullptr, numbers ? numbers + from * plan_.size : nullptr,
+                   log_prob.data() + from, scratch_[worker].get());
+    };
+    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+  void values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
+    const int64_t rows = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    need(int64_t(value.shape(0)) == rows, "value has another number of rows");
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    prepare(threads);
+    auto work = [&](int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK;
+      kernels->values(plan_, parameters.data(), observation.data() + from * plan_.inputs,
+                      int(std::min<int64_t>(BLOCK, rows - from)), value.data() + from, scratch_[worker].get());
+    };
+    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+ private:
+  int chain(const std::vector<LayerTuple>& tuples, Chain& into, int inputs) {
+    need(tuples.size() <= 64, "at most 64 layers in a row");
+    for (const auto& [in, out, activation, weight, bias] : tuples) {
+      need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
+           "the layers do not fit each other");
+      into.push_back({in, out, Activation(activation), weight, bias, plan_.sums});
+      plan_.sums = into.back().bias_sums() + padded(out);
+      plan_.features += out * (Activation(activation) == Activation::silu ? 2 : 1);
+      plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
+      parameters_ = std::max({parameters_, weight + int64_t{out} * in, bias + out});
+      inputs = out;
+    }
+    return inputs;
+  }
+
+  void check(size_t parameters, size_t inputs) const {
+    need(int64_t(parameters) >= parameters_, "fewer parameters than the layers name");
+    need(int64_t(inputs) == plan_.inputs, "observation has another width");
+  }
+
+  static int64_t total_of(const Vector<const int64_t>& sizes) {
+    int64_t total = 0;
+    for (size_t i = 0; i < sizes.shape(0); ++i) need(sizes.data()[i] > 0, "a part without rows"), total += sizes.data()[i];
+    return total;
+  }
+
+  template <class T>
+  static T* rows_of(const Given<T>& given, int64_t rows, int64_t width) {
+    if (!given) return nullptr;
+    need(given->ndim() > 0 && int64_t(given->shape(0)) == rows && int64_t(given->size()) == rows * width,
+         "action or mask has another shape");
+    return given->data();
+  }
+
+  void prepare(int threads) {
+    while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
+  }
+
+  struct Chunks {
+    std::vector<int64_t> rows;  // of each; none: the gradient of each is not asked for
+    float* gradients = nullptr;
+    int64_t kept = 0;  // of the parameters
+    std::vector<float> total;  // of one chunk
+  };
+
+  // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
+  // added in order. Neither cut depends on the number of threads, so the result does not either. No slice is of two
+  // chunks.
+  void run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
+           float* gradient, double* metrics, Chunks& chunks, int threads) {
+    const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
+    const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
+    const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
+    std::vector<int64_t> begins{0}, slices;  // where each slice begins; how many each part has
+    for (const int64_t part : parts) {
+      const int64_t blocks = (part + block - 1) / block, first = begins.back();
+      const int64_t room = std::max<int64_t>(1, fit / int64_t(parts.size()));
+      const int64_t n = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, room});
+      for (int64_t s = 1; s <= n; ++s) begins.push_back(first + std::min(blocks * s / n * block, part));
+      slices.push_back(n);
+    }
+    const int count = int(begins.size()) - 1;
+    prepare(threads);
+    while (int(sums_.size()) < count) sums_.push_back(zeros(plan_.sums));
+    std::vector<double> found(count * METRICS, 0.0);
+    auto work = [&](int slice, int worker) {
+      std::fill_n(sums_[slice].get(), plan_.sums, 0.0f);
+      kernels->gradient(plan_, loss, parameters, batch, index + begins[slice], int(begins[slice + 1] - begins[slice]),
+                        block, sums_[slice].get(), &found[slice * METRICS], scratch_[worker].get());
+    };
+    in_parallel(count, threads, work);
+    for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
+    if (chunks.rows.empty()) return join(0, count, gradient, threads);
+    for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
+      std::fill(chunks.total.begin(), chunks.total.end(), 0.0f);
+      join(first, int(slices[k]), chunks.total.data(), threads);
+      const float share = float(double(rows) / double(parts[k]));
+      const float* own = chunks.total.data();
+      for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
+      for (size_t i = 0; i < chunks.total.size(); ++i) gradient[i] += own[i];
+    }
+  }
+
+  void join(int first, int slices, float* gradient, int threads) {
+    auto part = [&](int64_t sums, int64_t n, float* out) {
+      std::vector<const float*> moved(slices);
+      for (int s = 0; s < slices; ++s) moved[s] = sums_[first + s].get() + sums;
+      kernels->add(moved.data(), slices, n, out);
+    };
+    std::vector<const Layer*> layers;
+    for (const Chain* each : {&plan_.trunk, &plan_.actor, &plan_.critic})
+      for (const Layer& layer : *each) layers.push_back(&layer);
+    auto work = [&](int task, int) {
+      const Layer& layer = *layers[task];
+      float* weight = gradient + layer.weight;
+      if (layer.by_input()) {
+        std::vector<float> total(layer.outputs);
+        for (int i = 0; i < layer.inputs; ++i) {
+          std::fill(total.begin(), total.end(), 0.0f);
+          part(layer.sums + i * layer.row(), layer.outputs, total.data());
+          for (int o = 0; o < layer.outputs; ++o) weight[int64_t{o} * layer.inputs + i] += total[o];
+        }
+      } else if (layer.row() == layer.inputs) {
+        part(layer.sums, layer.row() * layer.outputs, weight);
+      } else {
+        for (int64_t o = 0; o < layer.outputs; ++o)
+          part(layer.sums + o * layer.row(), layer.inputs, weight + o * layer.inputs);
+      }
+      part(layer.bias_sums(), layer.outputs, gradient + layer.bias);
+    };
+    in_parallel(int(layers.size()), plan_.sums > 20000 ? threads : 1, work);
+    if (plan_.gaussian()) part(plan_.log_std_sums, plan_.size, gradient + plan_.log_std);
+  }
+
+  Plan plan_{};
+  int64_t parameters_ = 0;  // at least as many are needed
+  std::mutex mutex_;
+  std::vector<Floats> scratch_, sums_;
+};
+
+}  // namespace
+
+void bind_network(nb::module_& m) {
+  nb::class_<Descent>(m, "Descent")
+      .def(nb::init<double, int64_t, double, double, double, double>(), "learning_rate"_a, "step"_a, "max_norm"_a,
+           "beta_1"_a, "beta_2"_a, "epsilon"_a);
+  nb::class_<Network>(m, "Network")
+      .def(nb::init<int, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&,
+                    const std::vector<int>&, int64_t>())
+      .def("train", &Network::train, "parameters"_a, "gradient"_a, "first_moment"_a, "second_moment"_a, "metrics"_a,
+           "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
+           "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
+           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "threads"_a)
+      .def("act", &Network::act, "parameters"_a, "observation"_a, "noise"_a, "mask"_a.none(), "choice"_a.none(),
+           "action"_a.none(), "log_prob"_a, "threads"_a)
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
+}
+
+}  // namespace upslope
