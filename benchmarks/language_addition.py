@@ -11,6 +11,7 @@ more steps on the same demonstrations. Problems that are tested were never shown
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
 from collections.abc import Callable

@@ -1,4 +1,8 @@
-"""What DPO and GRPO can both be told; names and, where not said otherwise, defaults as in TRL."""
+"""What DPO and GRPO can both be told, and how settings are checked.
+
+Names are TRL's, and so are defaults, but for bf16 and gradient_checkpointing (off), logging_steps
+(1, since each row is of its own step) and seed (0).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ class TrainingConfig:
     """AdamW's step size; larger learns faster, then breaks."""
     max_steps: int = -1
     """Optimiser steps; -1: as many as `num_train_epochs` takes."""
-    num_train_epochs: float = 1.0
+    num_train_epochs: float = 3.0
     """Passes over the training set, where max_steps is -1."""
     gradient_accumulation_steps: int = 1
     """Micro-batches of one step; more save memory, and leave the gradient as it is."""

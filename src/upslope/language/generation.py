@@ -149,13 +149,13 @@ class Decoder:
     def __init__(
         self, model: Any, ids: Tensor, mask: Tensor, group_size: int, capacity: int
     ) -> None:
-        self.model = model
+        self.model = unwrapped(model)  # an adapter is in its layers
         self.cache = reserved_cache(model, capacity)
         self.padded = not bool(mask.all())
         there = {}
         if self.padded:
             there = {"position_ids": (mask.cumsum(1) - 1).clamp_(min=0)}
-        found = model(
+        found = self.model(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=self.cache,

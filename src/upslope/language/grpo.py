@@ -27,16 +27,16 @@ from torch import Tensor
 from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
 from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
+from upslope.language.experience import Experience, experience
 from upslope.language.generation import Backend, Sampler, end_tokens
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
 from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
-from upslope.language.rollouts import Experience
 from upslope.language.saving import as_meta
 from upslope.language.trainer import Trainer, ordered
 from upslope.losses.divergence import kl_estimate
-from upslope.losses.group import CISPO_CAP, PER_TOKEN, grpo_loss, log_ratio_of
+from upslope.losses.group import PER_TOKEN, grpo_loss, log_ratio_of, past_clip
 from upslope.seeding import generator
 
 HEADLINE = (
@@ -175,11 +175,15 @@ class GRPO(Trainer[GRPOConfig]):
             max_completion_length=config.max_completion_length,
             num_items=items,
         )
-        now = log_prob.detach()
+        now, level = log_prob.detach(), config.importance_sampling_level
+        ratio = log_ratio_of((now - old) * made.mask, made.mask, config.loss_type, level)
+        past = past_clip(
+            ratio, made.advantage, config.loss_type, config.epsilon, config.epsilon_high
+        )
         sums = {
             "tokens": selected.sum(),
             "entropy": cast(Tensor, entropy).sum(),
-            "clip_fraction": clipped(now, old, made, config).sum(),
+            "clip_fraction": (past & made.mask).sum(),
             "sampling_gap": (now - made.sampled_log_prob).abs().sum(),
         }
         if made.reference_log_prob is not None:
@@ -244,7 +248,7 @@ class GRPO(Trainer[GRPOConfig]):
         """Sample a rollout with the policy as it is now, and say what came of it."""
         found, self.told = rollouts.draw(self)
         self.rollouts += 1
-        self.experience = rollouts.experience(self, found)
+        self.experience = experience(self, found)
         self.told = rollouts.summary(self, found) | self.told
         self.sample = rollouts.shown(self, found, self.experience)
 
@@ -296,18 +300,3 @@ class GRPO(Trainer[GRPOConfig]):
         self.experience = Experience.of(here) if here else None
         self.used, self.rollouts = numbers["used"], numbers["rollouts"]
         self.told = dict(numbers["told"])
-
-
-def clipped(now: Tensor, old: Tensor, made: Experience, config: GRPOConfig) -> Tensor:
-    """Return [n, L] where a token counts and its ratio is past what its advantage asks for."""
-    ratio = log_ratio_of(
-        (now - old) * made.mask, made.mask, config.loss_type, config.importance_sampling_level
-    ).exp()
-    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
-    positive = made.advantage[:, None] > 0
-    if config.loss_type == "cispo":
-        past = ratio > (CISPO_CAP if config.epsilon_high is None else config.epsilon_high)
-    else:
-        low = (made.advantage[:, None] < 0) & (ratio < 1 - config.epsilon)
-        past = low | (positive & (ratio > 1 + high))
-    return past & made.mask

@@ -94,6 +94,11 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     peft = need("peft")
     if hasattr(model, "peft_config"):
         raise ArgumentError("the model has an adapter already: give it without peft_config")
+    if getattr(peft_config, "is_prompt_learning", False):
+        raise ArgumentError(
+            f"peft_config takes an adapter within the layers, such as LoraConfig, got "
+            f"{type(peft_config).__name__}"
+        )
     with warnings.catch_warnings():  # peft asks transformers for a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)
         return peft.get_peft_model(model, peft_config)

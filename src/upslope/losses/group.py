@@ -108,6 +108,20 @@ def log_ratio_of(difference: Tensor, mask: Tensor, loss_type: str, level: str) -
     return difference
 
 
+def past_clip(
+    log_ratio: Tensor, advantage: Tensor, loss_type: str, epsilon: float, high: float | None
+) -> Tensor:
+    """Return where [n, L] the ratio is past the clip in the direction that A asks for.
+
+    There the gradient is 0; in cispo, where c > ε_high, it is capped.
+    """
+    ratio, advantage = log_ratio.exp(), advantage[:, None]
+    if loss_type == "cispo":
+        return ratio > (CISPO_CAP if high is None else high)
+    above = (advantage > 0) & (ratio > 1 + (epsilon if high is None else high))
+    return above | ((advantage < 0) & (ratio < 1 - epsilon))
+
+
 def _divergence(
     log_prob: Tensor, reference: Tensor, log_ratio: Tensor, mask: Tensor, kl: str
 ) -> Tensor:
