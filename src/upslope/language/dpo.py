@@ -96,17 +96,13 @@ class DPO(Trainer[DPOConfig]):
         self.reference_log_prob = torch.full((2, len(self.rows)), math.nan)
         self.eval_reference = torch.full((2, len(self.eval_rows)), math.nan)
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        self.start(len(self.rows) / per_step, {"data": fingerprint(self.rows)})
+        self.start(len(self.rows) / per_step, fingerprint(self.rows))
+        self.has_evaluation = bool(self.eval_rows)
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss has a reference."""
         return self.config.loss_type not in WITHOUT_REFERENCE
-
-    @property
-    def has_evaluation(self) -> bool:
-        """Whether a held-out set was given."""
-        return bool(self.eval_rows)
 
     # -- the loss ------------------------------------------------------------------------------
 

@@ -110,9 +110,8 @@ class GRPO(Trainer[GRPOConfig]):
         self.used = 0  # updates on the rollout at hand
         self.rollouts = 0
         rollouts_per_epoch = len(self.prompts) / config.prompts_per_rollout
-        self.start(
-            rollouts_per_epoch * config.updates_per_rollout, {"data": fingerprint(self.prompts)}
-        )
+        self.has_evaluation = bool(self.eval_prompts)
+        self.start(rollouts_per_epoch * config.updates_per_rollout, fingerprint(self.prompts))
 
     def check(self, reference_model: Any) -> None:
         """Raise ArgumentError for arguments that contradict each other."""
@@ -131,11 +130,6 @@ class GRPO(Trainer[GRPOConfig]):
     def needs_reference(self) -> bool:
         """Whether a divergence is weighed."""
         return self.config.beta > 0
-
-    @property
-    def has_evaluation(self) -> bool:
-        """Whether a held-out set was given."""
-        return bool(self.eval_prompts)
 
     @property
     def shows_sample(self) -> bool:

@@ -13,7 +13,7 @@ def need(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name is None or package.split(".")[0] != error.name.split(".")[0]:
+        if error.name != package.split(".")[0]:
             raise
         raise RunError(
             f"language models need the package {error.name!r}: pip install 'upslope[language]'"

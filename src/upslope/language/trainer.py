@@ -89,14 +89,15 @@ class Trainer(Generic[Config]):
         self.best: dict[str, float] | None = None
         self.given: dict[str, Any] = {}
         self.sample: list[Row] = []
+        self.has_evaluation = False
 
-    def start(self, steps_per_epoch: float, given: Mapping[str, Any]) -> None:
-        """Finish setting up, once the data is known; `given` is what resume must find again."""
+    def start(self, steps_per_epoch: float, data: str) -> None:
+        """Finish setting up once the data is known, by its hash, which resume must find again."""
         config = self.config
         epochs = math.ceil(config.num_train_epochs * steps_per_epoch)
         self.total_steps = epochs if config.max_steps < 0 else config.max_steps
         self.optimization = Optimization(trainable(self.model), config, self.total_steps)
-        self.given = dict(given)
+        self.given = {"data": data}
         if self.reference is not None:
             self.given["reference"] = self.reference.fingerprint()
 
@@ -190,11 +191,6 @@ class Trainer(Generic[Config]):
             if folder is not None:
                 saving.save_pretrained(self.model, self.tokenizer, folder / "best")
         return metrics
-
-    @property
-    def has_evaluation(self) -> bool:
-        """Whether a held-out set was given."""
-        raise NotImplementedError
 
     @property
     def shows_sample(self) -> bool:
