@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 REST := reference or faults or docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo flappy check format test test-rest test-all learning clean
+.PHONY: help setup demo flappy language-demo check format test test-rest test-all learning clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ demo: $(READY) ## train PPO on Flappy Bird for at most five minutes, then watch 
 
 flappy: $(READY) ## the same, for longer
 	$(UPSLOPE) demo --long
+
+language-demo: $(READY) ## GRPO on addition, five seeds, beside the control: numbers and a picture
+	$(BIN)/python benchmarks/language_addition.py
 
 check: $(READY) ## lint, format, types, imports and the fast tests, in under 90 seconds
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from upslope.errors import ArgumentError, UpslopeError, check_range, suggest
         (errors.ShapeError, ArgumentError),
         (errors.ConfigError, ArgumentError),
         (errors.EnvironmentFault, RuntimeError),
+        (errors.RewardFault, RuntimeError),
         (errors.CheckpointError, RuntimeError),
         (errors.NotFiniteError, FloatingPointError),
         (errors.RunError, RuntimeError),

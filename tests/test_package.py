@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
     "ActorCritic",
     "DQN",
+    "DPO",
+    "GRPO",
     "PPO",
     "REINFORCE",
     "QLearning",

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from upslope.agents.q_learning import QLearning
     from upslope.agents.reinforce import REINFORCE
     from upslope.agents.table import load
+    from upslope.language.dpo import DPO
+    from upslope.language.grpo import GRPO
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPO",
     "DQN",
+    "GRPO",
     "PPO",
     "REINFORCE",
     "ActorCritic",
@@ -48,6 +52,8 @@ _HOME = {
     "PPO": "upslope.agents.ppo",
     "REINFORCE": "upslope.agents.reinforce",
     "QLearning": "upslope.agents.q_learning",
+    "DPO": "upslope.language.dpo",
+    "GRPO": "upslope.language.grpo",
     "load": "upslope.agents.table",
     "evaluate_policy": "upslope.agents.evaluation",
 }

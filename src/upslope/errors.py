@@ -9,6 +9,7 @@ derive from `UpslopeError`, and each also from the built-in that a caller would 
     │   └── ConfigError                         a setting, from code or from a file
     ├── EnvironmentFault  (RuntimeError)        an environment broke its own contract
     ├── CheckpointError   (RuntimeError)        a saved state is damaged, missing or of another kind
+    ├── RewardFault       (RuntimeError)        a reward function raised, or gave what is no reward
     ├── NotFiniteError    (FloatingPointError)  NaN or infinity in a loss, a gradient or a weight
     └── RunError          (RuntimeError)        a run cannot be started, continued or written
 """
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "EnvironmentFault",
     "NotFiniteError",
+    "RewardFault",
     "RunError",
     "ShapeError",
     "UpslopeError",
@@ -51,6 +53,10 @@ class ConfigError(ArgumentError):
 
 class EnvironmentFault(UpslopeError, RuntimeError):
     """An environment returned what no environment may return: NaN, a wrong shape, an exception."""
+
+
+class RewardFault(UpslopeError, RuntimeError):
+    """A reward function raised, or returned what no reward is: NaN, the wrong number of values."""
 
 
 class CheckpointError(UpslopeError, RuntimeError):

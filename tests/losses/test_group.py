@@ -333,3 +333,14 @@ def test_the_aggregation_is_one_function():
         "cispo": tokens,
         "dr_grpo": pytest.approx(4 / 30),
     }
+
+
+def test_past_the_clip_by_hand():
+    ratio = torch.tensor([[1.3, 1.15, 0.7], [1.3, 1.15, 0.7], [9.0, 0.1, 1.0]])
+    advantage = torch.tensor([1.0, -1.0, 0.0])
+    T, F = True, False
+    past = group.past_clip(ratio.log(), advantage, "dapo", 0.2, None)
+    assert past.tolist() == [[T, F, F], [F, F, T], [F, F, F]]
+    past = group.past_clip(ratio.log(), advantage, "dapo", 0.2, 0.1)
+    assert past.tolist() == [[T, T, F], [F, F, T], [F, F, F]]
+    assert group.past_clip(ratio.log(), advantage, "cispo", 0.2, None).tolist()[2] == [T, F, F]

@@ -17,7 +17,7 @@ from upslope.audit import audit, passed
 from upslope.audit.table import markdown, summary, tables
 from upslope.cli.options import parse, split
 from upslope.errors import ArgumentError
-from upslope.runs.files import explained, replace_text
+from upslope.records.files import explained, replace_text
 
 WIDE = 180  # columns, where the output is no terminal
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": "play whole episodes with a run's policy and print the returns",
     "video": "film a run's policy",
     "audit": "hold every estimator against the exact gradient: bias, variance, noise",
+    "dpo": "train a language model on preferences",
+    "grpo": "train a language model by rewards of its own completions",
     "list": "show the algorithms, and the environments that have a recipe",
     "demo": "learn Flappy Bird in five minutes, then play it and film it",
 }
@@ -28,6 +30,7 @@ Policy gradients, from the log-derivative trick to GRPO.
   upslope train runs/NAME --resume       go on with a run that was stopped or killed
   upslope evaluate runs/NAME             how good is it?
   upslope video runs/NAME                film it
+  upslope grpo config.toml               train a language model; also: upslope dpo config.toml
   upslope audit                          are the gradients right, and how noisy?
 
 commands:

@@ -78,8 +78,8 @@ def grpo_loss(
     _check_names(loss_type, kl, importance_sampling_level)
     _check_numbers(loss_type, epsilon, epsilon_high, beta)
     log_prob = counted(log_prob, mask)
-    level = {"gspo": "sequence", "rloo": "product"}.get(loss_type, importance_sampling_level)
-    log_ratio = _log_ratio(log_prob - counted(old_log_prob.detach(), mask), mask, level)
+    difference = log_prob - counted(old_log_prob.detach(), mask)
+    log_ratio = log_ratio_of(difference, mask, loss_type, importance_sampling_level)
     weight = advantage.detach()[:, None].expand_as(log_prob)
     if loss_type == "cispo":
         cap = CISPO_CAP if epsilon_high is None else epsilon_high
@@ -95,12 +95,31 @@ def grpo_loss(
     return aggregate(x, mask, loss_type, num_items, max_completion_length)
 
 
-def _log_ratio(difference: Tensor, mask: Tensor, level: str) -> Tensor:
-    """Return ln c [n, L] from l - l_old: of each token, or one for all tokens of a completion."""
-    if level == "token":
-        return difference
-    whole = difference.sum(1, keepdim=True)
-    return (whole if level == "product" else whole / _length(mask)).expand_as(difference)
+def log_ratio_of(difference: Tensor, mask: Tensor, loss_type: str, level: str) -> Tensor:
+    """Return ln c [n, L] from l - l_old, 0 where no token counts.
+
+    Of each token, or one for all tokens of a completion: their mean (level "sequence", and gspo) or
+    their sum (rloo).
+    """
+    if loss_type == "rloo":
+        return difference.sum(1, keepdim=True).expand_as(difference)
+    if loss_type == "gspo" or level == "sequence":
+        return (difference.sum(1, keepdim=True) / _length(mask)).expand_as(difference)
+    return difference
+
+
+def past_clip(
+    log_ratio: Tensor, advantage: Tensor, loss_type: str, epsilon: float, high: float | None
+) -> Tensor:
+    """Return where [n, L] the ratio is past the clip in the direction that A asks for.
+
+    There the gradient is 0; in cispo, where c > ε_high, it is capped.
+    """
+    ratio, advantage = log_ratio.exp(), advantage[:, None]
+    if loss_type == "cispo":
+        return ratio > (CISPO_CAP if high is None else high)
+    above = (advantage > 0) & (ratio > 1 + (epsilon if high is None else high))
+    return above | ((advantage < 0) & (ratio < 1 - epsilon))
 
 
 def _divergence(

@@ -15,7 +15,7 @@ from typing import Any
 
 from upslope import recipes
 from upslope.errors import ConfigError, RunError, suggest
-from upslope.runs.files import replace_text
+from upslope.records.files import replace_text
 from upslope.runs.toml import dumps
 
 NONE = "none"  # TOML has no word for it

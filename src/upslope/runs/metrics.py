@@ -10,20 +10,16 @@ import contextlib
 import csv
 import io
 import math
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from upslope.errors import RunError
-from upslope.runs.files import explained, replace_text
+from upslope.records.events import EventFile
+from upslope.records.files import explained, replace_text
 
 FIRST = ("iteration", "timesteps", "seconds", "steps_per_second", "episodes")
+COUNTS = ("iteration", "timesteps")
 SOMETIMES = ("episode_return", "episode_length", "episode_score", "eval_return", "eval_return_std")
 
 
@@ -62,42 +58,13 @@ class MetricsWriter:
         with explained(self.path):
             self.file.write(_csv(lines))
             self.file.flush()
-        self.events.write(timesteps, row)
+        self.events.write(timesteps, {_tag(name): row[name] for name in row if name not in COUNTS})
 
     def close(self) -> None:
         """Close the files; every row was written out when it came."""
         for file in (self.file, self.events.file):
             with contextlib.suppress(OSError):  # said already, when a row could not be written
                 file.close()
-
-
-class EventFile:
-    """TensorBoard's events, a file for each time the run is taken up."""
-
-    def __init__(self, folder: Path, timesteps: int) -> None:
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.path = folder / name
-        with explained(self.path):
-            folder.mkdir(exist_ok=True)
-            self.file = self.path.open("ab")
-        self.records = RecordWriter(self.file)
-        self._add(file_version="brain.Event:2")
-        # START has TensorBoard forget what an earlier file says of this step and later ones
-        self._add(step=timesteps + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, timesteps: int, row: dict[str, Any]) -> None:
-        """Append the numbers of one iteration; raises RunError when they cannot be written."""
-        values = [
-            Summary.Value(tag=_tag(name), simple_value=float(number))
-            for name, number in row.items()
-            if name not in ("iteration", "timesteps") and not math.isnan(number)
-        ]
-        self._add(step=timesteps, summary=Summary(value=values))
-
-    def _add(self, **content: Any) -> None:
-        with explained(self.path):
-            self.records.write(Event(wall_time=time.time(), **content).SerializeToString())
-            self.file.flush()
 
 
 def _tag(name: str) -> str:

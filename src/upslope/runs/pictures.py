@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from upslope.records.files import explained
 from upslope.runs.configuration import RunConfig
-from upslope.runs.files import explained
 from upslope.runs.metrics import read_metrics
 
 INK, BLUE, ORANGE, GREY = "#22303c", "#2a78c2", "#e8743b", "#c9d1d8"

@@ -30,8 +30,8 @@ from upslope.agents.evaluation import Episodes, run_episodes
 from upslope.agents.saving import made_with
 from upslope.agents.table import algorithm_class
 from upslope.errors import ArgumentError, RunError
+from upslope.records.files import explained, replace_text
 from upslope.runs.configuration import RunConfig
-from upslope.runs.files import explained, replace_text
 from upslope.runs.metrics import MetricsWriter
 from upslope.runs.signals import StopSignals
 from upslope.seeding import derive32

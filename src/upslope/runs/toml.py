@@ -36,6 +36,8 @@ def _value(name: str, value: Any) -> str:
         return _text(name, value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(name, item) for item in value) + "]"
+    if isinstance(value, Mapping):  # in a list
+        return "{" + ", ".join(f"{_key(n)} = {_value(n, item)}" for n, item in value.items()) + "}"
     raise ConfigError(f"{name}={value!r} cannot be written to a configuration file")
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 import upslope.envs  # noqa: F401  (registers the environments shipped here)
 from upslope.errors import ArgumentError, RunError
+from upslope.records.files import explained
 from upslope.runs.configuration import RunConfig
-from upslope.runs.files import explained
 from upslope.runs.run import load_agent
 from upslope.seeding import derive32
 

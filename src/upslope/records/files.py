@@ -1,4 +1,4 @@
-"""Writing a run's small files: whole or not at all, and an error that says which."""
+"""Small files, written whole or not at all, and an error that says which."""
 
 from __future__ import annotations
 

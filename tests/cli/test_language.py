@@ -1,0 +1,107 @@
+"""`upslope dpo` and `upslope grpo`: from a file to a model that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.language import cases, tiny
+from upslope.cli import main as cli
+from upslope.runs.toml import dumps
+
+REWARDS = [{"name": "length_penalty", "per_token": 0.1, "weight": 2.0}]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny.llama().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in cases.SUMS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(place: Path, **more: object) -> None:
+    training = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    base = {"model": "model", "train_dataset": "rows.jsonl", "training": training}
+    (place / "config.toml").write_text(dumps({**base, **more}))
+
+
+def code_of(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    return ended.value.code
+
+
+def test_dpo_trains_and_overrides_win(place, capsys):
+    write(place, eval_dataset="rows.jsonl", lora={"r": 2, "target_modules": ["q_proj"]})
+    assert code_of("dpo", "config.toml", "--max-steps", "3", "--beta=0.3") == 0
+    assert "trained for 3 steps; the model is in runs/config/last" in capsys.readouterr().out
+    kept = tomllib.loads((place / "runs" / "config" / "config.toml").read_text())
+    assert kept["training"]["max_steps"] == 3
+    assert kept["training"]["beta"] == 0.3
+    assert kept["lora"]["r"] == 2
+    assert (place / "runs" / "config" / "last" / "adapter_model.safetensors").exists()
+
+
+def test_grpo_trains_and_resumes_by_its_own_configuration(place):
+    write(place, rewards=REWARDS, metrics=[{"name": "regex_format", "pattern": "[0-9]+"}])
+    options = ("--max-completion-length", "5", "--output-dir", "out", "--quiet")
+    assert code_of("grpo", "config.toml", *options, "--max-steps", "2") == 0
+    assert code_of("grpo", "out/config.toml", "--resume", "--max-steps", "4") == 0
+    rows = [json.loads(line) for line in (place / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["reward"] == pytest.approx(2 * rows[0]["reward/length_penalty"])
+    assert "metric/regex_format" in rows[0]
+    AutoModelForCausalLM.from_pretrained(place / "out" / "last")
+
+
+def test_a_module_is_imported_only_when_that_is_allowed(place, capsys):
+    (place / "my_judge.py").write_text(
+        "import pathlib\npathlib.Path('ran').touch()\n"
+        "def judge(completions):\n    return [0.0] * len(completions)\n"
+    )
+    write(place, rewards=[{"name": "my_judge:judge"}])
+    options = ("grpo", "config.toml", "--max-steps", "1", "--max-completion-length", "5")
+    assert code_of(*options) == 2
+    assert "has the module 'my_judge' imported: --allow-import" in capsys.readouterr().err
+    assert not (place / "ran").exists()
+    assert code_of(*options, "--allow-import") == 0
+    assert (place / "ran").exists()
+    sys.modules.pop("my_judge")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"rewards": []}, "says no [[rewards]]: shipped are exact_match"),
+        ({"rewards": [{"weight": 1.0}]}, "[[rewards]] takes tables with a name"),
+        ({"rewards": [{"name": "exact_mtch"}]}, "did you mean 'exact_match'"),
+        ({"rewards": REWARDS, "modle": "x"}, "'modle', which there is not (did you mean 'model'"),
+        ({"rewards": REWARDS, "resume": True}, "'resume', which there is not"),
+        ({"rewards": REWARDS, "training": {"beeta": 1}}, "no 'beeta' in grpo (did you mean 'beta'"),
+        ({"rewards": REWARDS, "train_dataset": "no.jsonl"}, "no.jsonl cannot be read"),
+        ({"rewards": REWARDS, "model": ""}, "says no model"),
+        ({"rewards": REWARDS, "lora": {"rank": 3}}, "[lora]: "),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_a_sentence(place, capsys, more, said):
+    write(place, **more)
+    assert code_of("grpo", "config.toml") == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("upslope: ")
+    assert not (place / "runs").exists()
+
+
+def test_a_file_that_is_none(place, capsys):
+    (place / "bad.toml").write_text("model = ")
+    for name, said in (("none.toml", "cannot be read"), ("bad.toml", "is not TOML")):
+        assert code_of("dpo", name) == 2
+        assert said in capsys.readouterr().err
+    assert code_of("dpo") == 2

@@ -1,0 +1,154 @@
+"""G: rows, reward functions and completions of language models; nothing lost, everything named."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import upslope as us
+from tests.language import cases, tiny
+from upslope.errors import ArgumentError, CheckpointError, RewardFault, RunError
+
+pytestmark = pytest.mark.faults
+
+GRPO: dict[str, Any] = {
+    "num_iterations": 2,
+    "steps_per_generation": 4,
+    "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 4,
+    "beta": 0.05,
+    "dynamic_sampling": True,
+    "max_steps": 7,
+    "save_steps": 1,
+}
+DPO: dict[str, Any] = {"max_steps": 8, "save_steps": 1, "eval_steps": 3}
+
+
+def grpo(folder: Path, **more: Any) -> us.GRPO:
+    return cases.grpo(output_dir=str(folder), **GRPO | more)
+
+
+def dpo(folder: Path, **more: Any) -> us.DPO:
+    return cases.dpo(output_dir=str(folder), eval_dataset=cases.SUMS[:5], **DPO | more)
+
+
+# ---- G1 ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "1=", "chosen": "1"}, "row 2: it has no 'rejected'"),
+        ({"prompt": "1=", "chosen": "1", "rejected": ""}, "row 2: its 'rejected' is empty"),
+        (cases.SUMS[0], "row 2: it is a duplicate of row 0"),
+    ],
+)
+def test_g1_a_preference_that_is_none_is_named_before_the_first_step(row, said, tmp_path):
+    with pytest.raises(ArgumentError, match=said):
+        dpo(tmp_path / "out", train_dataset=[*cases.SUMS[:2], row])
+    assert not (tmp_path / "out").exists()
+
+
+# ---- G2 ------------------------------------------------------------------------------------------
+def failing(how: str, at: int) -> Any:
+    calls = []
+
+    def judge(completions: list[str]) -> list[float]:
+        calls.append(1)
+        if len(calls) < at:
+            return cases.has_one(completions)
+        if how == "raises":
+            raise OSError("the judge is out")
+        return [math.nan] * len(completions) if how == "nan" else [1.0]
+
+    return judge
+
+
+@pytest.mark.parametrize("how", ["raises", "nan", "count"])
+def test_g2_a_reward_function_that_fails_is_named_and_the_run_goes_on_from_its_last_save(
+    how, tmp_path
+):
+    whole = grpo(tmp_path / "whole", dynamic_sampling=False).train()
+    broken = grpo(tmp_path / "out", dynamic_sampling=False, reward_funcs=failing(how, 2))
+    with pytest.raises(RewardFault, match=r"'judge' (raised OSError:|returned) .*='"):
+        broken.train()
+    mended = grpo(tmp_path / "out", dynamic_sampling=False)
+    mended.train(resume_from_checkpoint=True)
+    assert cases.same(cases.weights(mended), cases.weights(whole))
+
+
+# ---- G3 ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("make", [grpo, dpo])
+def test_g3_a_stop_after_any_step_resumes_to_the_same_weights(make, tmp_path, capsys):
+    """Of the GRPO run, most steps are inside a batch of completions that is half used."""
+    whole = make(tmp_path / "whole").train()
+    expected = cases.weights(whole)
+    middle = 0
+    for k in range(1, whole.total_steps):
+        folder = tmp_path / f"stop{k}"
+        stopped = make(folder)
+        stopped.train(lambda trainer, metrics, k=k: trainer.step < k)
+        assert stopped.step == k
+        middle += make is grpo and stopped.experience is not None
+        resumed = make(folder)
+        resumed.train(resume_from_checkpoint=True)
+        assert cases.same(cases.weights(resumed), expected)
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text()
+        assert resumed.best == whole.best
+        shutil.rmtree(folder)
+    assert middle >= 4 or make is dpo
+
+
+def test_g3_lora_resumes_to_the_same_weights(tmp_path):
+    from peft import LoraConfig
+
+    def make(folder: Path) -> us.GRPO:
+        import torch
+
+        torch.manual_seed(0)  # peft draws the adapter from the global generator
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return grpo(folder, peft_config=lora)
+
+    whole = make(tmp_path / "whole").train()
+    make(tmp_path / "out").train(lambda trainer, metrics: trainer.step < 3)
+    resumed = make(tmp_path / "out").train(resume_from_checkpoint=True)
+    assert cases.same(cases.weights(resumed), cases.weights(whole))
+
+
+def test_g3_a_damaged_checkpoint_is_said_and_the_one_before_it_used(tmp_path, capsys):
+    whole = grpo(tmp_path / "whole").train()
+    grpo(tmp_path / "out").train(lambda trainer, metrics: trainer.step < 4)
+    state = tmp_path / "out" / "checkpoints" / "step-000000000004" / "state.safetensors"
+    damaged = bytearray(state.read_bytes())
+    damaged[-9] ^= 1
+    state.write_bytes(damaged)
+    resumed = grpo(tmp_path / "out").train(resume_from_checkpoint=True)
+    assert "state.safetensors is damaged" in capsys.readouterr().err
+    assert cases.same(cases.weights(resumed), cases.weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"beta": 0.2}, "config.beta: 0.05 in the checkpoint, expected 0.2"),
+        ({"seed": 3}, "config.seed: 0 in the checkpoint, expected 3"),
+        ({"model": tiny.llama(seed=9)}, "given.reference: "),
+        ({"model": tiny.llama(width=32)}, r"tensor model/model.norm.weight: float32 \[16\] in the"),
+        ({"train_dataset": cases.SUMS[:9]}, "given.data: "),
+    ],
+)
+def test_g3_another_run_is_refused_with_its_differences(change, said, tmp_path):
+    grpo(tmp_path, max_steps=2).train()
+    with pytest.raises(CheckpointError, match=said):
+        grpo(tmp_path, max_steps=2, **change).train(resume_from_checkpoint=True)
+
+
+def test_g3_a_run_is_not_overwritten(tmp_path):
+    dpo(tmp_path, max_steps=1).train()
+    with pytest.raises(RunError, match="holds a run: train\\(resume_from_checkpoint=True\\)"):
+        dpo(tmp_path, max_steps=1).train()
+    with pytest.raises(RunError, match="goes on in output_dir, which is None"):
+        cases.dpo().train(resume_from_checkpoint=True)

@@ -1,0 +1,227 @@
+"""DPO, as a trainer: what it learns, what its gradient does not depend on, what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.language import cases, tiny
+from upslope.errors import ArgumentError, ConfigError, NotFiniteError
+from upslope.language.models import Reference
+from upslope.losses.preference import LOSSES
+
+LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def run(trainer) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    trainer.train(lambda trainer, metrics: rows.append(metrics))
+    return rows
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_it_learns_the_preferences(name):
+    rows = run(
+        cases.dpo(
+            tiny.MODELS[name](), max_steps=20, learning_rate=2e-2, eval_dataset=cases.SUMS[:6]
+        )
+    )
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[0]["rewards/margins"] == 0
+    assert rows[-1]["eval_rewards/accuracies"] > 0.5
+    assert rows[-1]["eval_rewards/margins"] > 0.1
+    assert rows[-1]["eval_loss"] < 0.65
+    assert list(rows[0])[-1] == "loss"
+    assert list(rows[0])[:3] == ["rewards/margins", "rewards/accuracies", "logps/chosen"]
+
+
+def test_one_step_is_the_equation():
+    """By hand: the model row by row, summed over the completion and its end token."""
+    model, tokenizer = tiny.gpt2(), tiny.tokenizer()
+    reference, beta = tiny.gpt2(seed=1), 0.3
+
+    def summed(model, prompt: str, answer: str) -> torch.Tensor:
+        ids = tokenizer(prompt + answer + "<eos>", return_tensors="pt")["input_ids"]
+        log_p = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        every = log_p.gather(1, ids[0, 1:, None])[:, 0]
+        return every[-(len(answer) + 1) :].sum()
+
+    trainer = cases.dpo(model, reference, beta=beta, train_dataset=cases.SUMS[:4])
+    found = cases.gradient(trainer)
+    total = torch.zeros(())
+    for row in cases.SUMS[:4]:
+        margin = [
+            summed(model, row["prompt"], row[kind])
+            - summed(reference, row["prompt"], row[kind]).detach()
+            for kind in ("chosen", "rejected")
+        ]
+        total = total - torch.nn.functional.logsigmoid(beta * (margin[0] - margin[1])) / 4
+    model.zero_grad()
+    total.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_the_gradient_does_not_depend_on_the_split(loss_type):
+    found = []
+    for size, parts in ((8, 1), (4, 2), (1, 8)):
+        model = tiny.llama()
+        trainer = cases.dpo(
+            model,
+            None if loss_type == "simpo" else tiny.llama(seed=1),
+            loss_type=loss_type,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+        )
+        found.append(cases.gradient(trainer))
+    for other in found[1:]:
+        for name in other:
+            torch.testing.assert_close(other[name], found[0][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_gradient_checkpointing_changes_nothing(name):
+    """Nor does dropout that the model's settings ask for: it is off."""
+    make, dropout = tiny.MODELS[name], {"llama": "attention_dropout", "gpt2": "resid_pdrop"}[name]
+    found = [
+        cases.gradient(cases.dpo(make(**{dropout: 0.3}), make(seed=1), gradient_checkpointing=on))
+        for on in (False, True)
+    ]
+    for parameter in found[0]:
+        torch.testing.assert_close(found[1][parameter], found[0][parameter], rtol=1e-5, atol=1e-7)
+
+
+def test_with_lora_the_reference_is_the_model_as_given():
+    given = cases.weights(cases.dpo())
+    trainer = cases.dpo(peft_config=LORA)
+    rows = run(trainer)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[-1]["rewards/margins"] != 0
+    after = cases.weights(trainer)
+    assert any("lora" in name for name in after)
+    for name, value in given.items():
+        wrapped = "base_model.model." + name
+        key = wrapped if wrapped in after else wrapped.replace(".weight", ".base_layer.weight")
+        assert torch.equal(after[key], value)
+    plain = tiny.llama()
+    ids = torch.tensor([[3, 4, 5]])
+    with trainer.reference.use() as reference:
+        torch.testing.assert_close(reference(input_ids=ids).logits, plain(input_ids=ids).logits)
+    assert not torch.allclose(trainer.model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_without_lora_the_reference_is_the_model_as_it_was():
+    model, before = tiny.llama(), tiny.llama()
+    trainer = cases.dpo(model)
+    run(trainer)
+    ids = torch.tensor([[3, 4, 5]])
+    after = model(input_ids=ids).logits
+    with trainer.reference.use() as reference:
+        assert torch.equal(reference(input_ids=ids).logits, before(input_ids=ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, after)
+    assert not torch.allclose(after, before(input_ids=ids).logits)
+
+
+def test_an_adapter_that_is_given_belongs_to_the_reference():
+    from upslope.language.models import add_adapter
+
+    wrapped = add_adapter(tiny.llama(), LORA)
+    for name, p in wrapped.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 4, 5]])
+    as_given = wrapped(input_ids=ids).logits
+    trainer = cases.dpo(wrapped)
+    run(trainer)
+    assert isinstance(trainer.reference, Reference)
+    with trainer.reference.use() as reference:
+        torch.testing.assert_close(reference(input_ids=ids).logits, as_given)
+
+
+@pytest.mark.parametrize("peft", [None, LORA], ids=["whole", "lora"])
+def test_what_is_saved_is_what_transformers_loads(tmp_path, peft):
+    trainer = cases.dpo(
+        peft_config=peft,
+        output_dir=str(tmp_path / "out"),
+        eval_dataset=cases.SUMS[:4],
+        eval_steps=3,
+    ).train()
+    ids = torch.tensor([[3, 4, 5]])
+    if peft is None:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "last")
+    else:
+        from peft import PeftModel
+
+        with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # peft's own
+            model = PeftModel.from_pretrained(tiny.llama(), tmp_path / "out" / "last")
+    torch.testing.assert_close(model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "best")
+    assert tokenizer("1+2=")["input_ids"] == trainer.tokenizer("1+2=")["input_ids"]
+    assert trainer.best is not None
+    assert trainer.best["step"] in (3, 6)
+
+
+def test_bf16_trains_and_keeps_float32_weights():
+    trainer = cases.dpo(bf16=True, max_steps=10)
+    rows = run(trainer)
+    assert rows[-1]["loss"] < 0.65
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def test_the_schedule_is_that_of_transformers():
+    rates = [row["learning_rate"] for row in run(cases.dpo(max_steps=4, warmup_steps=2))]
+    assert rates == pytest.approx([0, 5e-3, 1e-2, 5e-3])
+
+
+def test_epochs_count_the_rows():
+    assert cases.dpo(max_steps=-1, num_train_epochs=2).total_steps == 10
+    assert (
+        cases.dpo(max_steps=-1, num_train_epochs=1, gradient_accumulation_steps=2).total_steps == 3
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    trainer = cases.dpo()
+    trainer.model.lm_head.weight.data[0, 0] = math.nan
+    before = cases.weights(trainer)
+    with pytest.raises(NotFiniteError, match="step 0: the loss is nan"):
+        trainer.train()
+    for name, p in cases.weights(trainer).items():
+        torch.testing.assert_close(p, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: cases.dpo(beta="big"), "beta='big': beta takes a number"),
+        (lambda: cases.dpo(learning_rte=1), "no setting 'learning_rte' .*mean 'learning_rate'"),
+        (lambda: cases.dpo(loss_type="sigmod"), "loss_type='sigmod': .*one of 'sigmoid'"),
+        (lambda: cases.dpo(lr_scheduler_type="cosin"), "lr_scheduler_type='cosin'.*mean 'cosine'"),
+        (lambda: cases.dpo(tiny.llama(vocab_size=12)), "tokenizer has 20 tokens .*vocabulary 12"),
+        (lambda: cases.dpo(tiny.llama().model), "with a head"),
+        (lambda: cases.dpo("meta/llama"), "in memory, got 'meta/llama'"),
+        (lambda: cases.dpo(tokenizer=None), "tokenizer takes a tokenizer"),
+        (lambda: cases.dpo(loss_type="simpo", reference_model=tiny.llama()), "no reference_model"),
+    ],
+)
+def test_what_it_cannot_take_is_said(make, said):
+    with pytest.raises(ArgumentError, match=said):
+        make()
+    assert issubclass(ConfigError, ArgumentError)
+
+
+def test_the_model_itself_is_no_reference():
+    model = tiny.llama()
+    with pytest.raises(ArgumentError, match="reference_model is the model itself"):
+        cases.dpo(model, model)
+
+
+def test_no_pad_token_is_reported_and_changes_nothing(capsys):
+    trainer = cases.dpo(tokenizer=tiny.tokenizer(pad=None)).train()
+    assert "no pad token" in capsys.readouterr().err
+    assert cases.same(cases.weights(trainer), cases.weights(cases.dpo().train()))
