@@ -1,6 +1,6 @@
 """The yardstick: PPO on CartPole as a plain PyTorch loop, with nothing around it.
 
-    python benchmarks/plain_loop.py ENVS STEPS MINIBATCH      prints "sps NUMBER"
+    python benchmarks/plain_loop.py ENVS STEPS MINIBATCH      prints "sps NUMBER cpu NUMBER"
 
 No seeds, no records, no checks, a time limit treated as death: what a person writes to see how fast
 it could go. Physics in NumPy, two 64-64 tanh networks, four epochs, fused Adam.
@@ -52,18 +52,18 @@ def network(outputs: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(64, outputs))
 
 
-def main(n_envs: int, n_steps: int, minibatch: int) -> float:
-    """Train and return environment steps per second, after the warm-up."""
+def main(n_envs: int, n_steps: int, minibatch: int) -> tuple[float, float]:
+    """Train and return environment steps per second and per second of processor time."""
     actor, critic, poles = network(2), network(1), CartPoles(n_envs)
     parameters = [*actor.parameters(), *critic.parameters()]
     adam = torch.optim.Adam(parameters, lr=1e-3, fused=True)
     seen = torch.zeros(n_steps + 1, n_envs, 4)
     actions = torch.zeros(n_steps, n_envs, dtype=torch.long)
     log_probs, done = torch.zeros(n_steps, n_envs), torch.zeros(n_steps, n_envs)
-    began = 0.0
+    began = spent = 0.0
     for iteration in range(ITERATIONS):
         if iteration == WARM_UP:
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
         with torch.inference_mode():
             for t in range(n_steps):
                 seen[t] = torch.from_numpy(poles.state)
@@ -97,8 +97,9 @@ def main(n_envs: int, n_steps: int, minibatch: int) -> float:
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 0.5)
                 adam.step()
-    return (ITERATIONS - WARM_UP) * n_envs * n_steps / (time.perf_counter() - began)
+    steps = (ITERATIONS - WARM_UP) * n_envs * n_steps
+    return steps / (time.perf_counter() - began), steps / (time.process_time() - spent)
 
 
 if __name__ == "__main__":
-    print("sps", main(*map(int, sys.argv[1:4])))
+    print("sps {} cpu {}".format(*main(*map(int, sys.argv[1:4]))))

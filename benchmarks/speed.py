@@ -10,7 +10,8 @@ PPO on CartPole-v1 with two 64-64 tanh networks and four epochs. Prints environm
 of training alone (collection and updates; no set-up, no compilation, no evaluation): the median of
 the rounds, in each of which everyone runs once, with the ratio to the first, round by round. The
 machine's own rate of float32 matrix products is measured in each round too; 233 kFLOP a step over
-it are the arithmetic limit. PEERS is an environment with requirements-peers.txt.
+it are the arithmetic limit. Steps per second of processor time tell what a step costs where other
+programs run. PEERS is an environment with requirements-peers.txt.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ FLOP_PER_STEP = 233e3  # 4 epochs of 53.7 kFLOP forward and backward, and one pa
 FEW_ENVIRONMENTS = 64  # of libraries that step them one by one, with as many steps in a rollout
 
 
-def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> float:
-    """Return Upslope's steps per second on CartPole-v1, counting what was played only."""
+def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> tuple[float, float]:
+    """Return steps per second and per second of processor time, of what was played only."""
     import upslope as us
 
-    clock: list[tuple[float, int]] = []
+    clock: list[tuple[float, float, int]] = []
+
+    def note(agent: us.PPO, _: dict[str, float]) -> bool:
+        clock.append((time.perf_counter(), time.process_time(), agent.num_timesteps))
+        return len(clock) < ITERATIONS
+
     agent = us.PPO(
         "CartPole-v1",
         n_envs=n_envs,
@@ -46,35 +52,31 @@ def upslope_speed(n_envs: int, n_steps: int, minibatch: int, engine: str) -> flo
         ent_coef=0.01,
         engine=engine,
     )
-    agent.learn(
-        10**9,
-        callback=lambda agent, _: (
-            clock.append((time.perf_counter(), agent.num_timesteps)) or len(clock) < ITERATIONS
-        ),
-    )
-    (began, first), (ended, last) = clock[WARM_UP - 1], clock[-1]
-    return (last - first) / (ended - began)
+    agent.learn(10**9, callback=note)
+    (began, spent, first), (ended, spent_in_all, last) = clock[WARM_UP - 1], clock[-1]
+    return (last - first) / (ended - began), (last - first) / (spent_in_all - spent)
 
 
-def matrix_speed() -> float:
-    """Return how many steps of training the machine's matrix products allow in a second."""
+def matrix_speed() -> tuple[float, float]:
+    """Return how many steps of training matrix products allow, per second and processor time."""
     import torch
 
     a, b = torch.randn(2, 2048, 2048).unbind()
     times = []
     for _ in range(20):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         torch.mm(a, b)
-        times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / float(np.median(times)) / FLOP_PER_STEP
+        times.append((time.perf_counter() - began, time.process_time() - spent))
+    seconds, cpu = np.median(times, axis=0).tolist()
+    steps = 2 * 2048**3 / FLOP_PER_STEP
+    return steps / seconds, steps / cpu
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Run a script; return the numbers after "sps" and "mib" in what it prints."""
+def measured(command: list[str]) -> list[float]:
+    """Run a script; return the numbers after "sps", "cpu" and "mib" in what it prints."""
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    memory = re.search(r"\bmib\s+([0-9.]+)", printed)
-    speed = re.search(r"\bsps\s+([0-9.]+)", printed)
-    return float(speed[1]), float(memory[1]) if memory else float("nan")
+    found = [re.search(rf"\b{name}\s+([0-9.]+)", printed) for name in ("sps", "cpu", "mib")]
+    return [float(number[1]) if number else float("nan") for number in found]
 
 
 def contestants(chosen: argparse.Namespace) -> dict[str, list[str]]:
@@ -95,21 +97,25 @@ def contestants(chosen: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def table(speeds: dict[str, list[float]], memory: dict[str, list[float]]) -> str:
+def table(found: dict[str, list[list[float]]]) -> str:
     """Return the table in Markdown: medians, and medians of the ratios in each round."""
-    first, limit = (np.array(speeds[name]) for name in (next(iter(speeds)), "arithmetic limit"))
+    numbers = {name: np.array(rows).T for name, rows in found.items()}
+    first, limit = next(iter(numbers.values())), numbers["arithmetic limit"]
     lines = [
-        "| | steps per second | the first is faster by | share of the limit | MiB |",
-        "|---|---:|---:|---:|---:|",
+        "| | steps per second | the first is faster by | share of the limit "
+        "| per second of processor time | the first by | share of the limit | MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, found in speeds.items():
-        numbers = np.array(found)
-        ratio, share = np.median(first / numbers), np.median(numbers / limit)
-        size = np.median(memory[name])
-        mib = "" if np.isnan(size) else f"{size:.0f}"
-        lines.append(f"| {name} | {np.median(numbers):,.0f} | {ratio:.2f} | {share:.1%} | {mib} |")
-    gflops = np.median(limit) * FLOP_PER_STEP / 1e9
-    return "\n".join([*lines, "", f"Matrix products: {gflops:.0f} GFLOP/s, {len(limit)} rounds."])
+    for name, (sps, cpu, mib) in numbers.items():
+        cells = [name]
+        for speed, of_first, most in ((sps, first[0], limit[0]), (cpu, first[1], limit[1])):
+            ratio, share = np.median(of_first / speed), np.median(speed / most)
+            cells += [f"{np.median(speed):,.0f}", f"{ratio:.2f}", f"{share:.1%}"]
+        cells.append(f"{np.median(mib):.0f}")
+        lines.append(f"| {' | '.join(cells)} |".replace("nan%", "").replace("nan", ""))
+    wall, cpu = np.median(limit[:2], axis=1) * FLOP_PER_STEP / 1e9
+    rates = f"{wall:.0f} GFLOP/s, {cpu:.0f} per second of processor time"
+    return "\n".join([*lines, "", f"Matrix products: {rates}. {limit.shape[1]} rounds."])
 
 
 def draw(speeds: dict[str, list[float]], path: Path) -> None:
@@ -140,25 +146,26 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.child:
         matrix = chosen.child == "matrix"
-        speed = matrix_speed() if matrix else upslope_speed(*chosen.shape, chosen.child)
-        print("sps", speed, "mib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        speed, cpu = matrix_speed() if matrix else upslope_speed(*chosen.shape, chosen.child)
+        mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("sps", speed, "cpu", cpu, "mib", mib)
         return
     commands = contestants(chosen)
-    speeds: dict[str, list[float]] = {name: [] for name in commands}
-    memory: dict[str, list[float]] = {name: [] for name in commands}
+    found: dict[str, list[list[float]]] = {name: [] for name in commands}
     for _ in range(chosen.rounds):
         for name, command in commands.items():
-            speed, mib = measured(command)
-            speeds[name].append(speed)
-            memory[name].append(mib)
-            print(f"{name} {speed:,.0f}", end="  ", flush=True)
+            found[name].append(measured(command))
+            print("{}: {:,.0f} ({:,.0f})".format(name, *found[name][-1]), end="  ", flush=True)
         print(flush=True)
-    text = table(speeds, memory)
+    text = table(found)
     print(text)
     if chosen.write:
         shape = "{} environments x {} steps, minibatch {}".format(*chosen.shape)
         (chosen.write / "speed-table.md").write_text(f"{shape}\n\n{text}\n")
-        draw(speeds, chosen.write / "images" / "speed.png")
+        draw(
+            {name: [row[0] for row in rows] for name, rows in found.items()},
+            chosen.write / "images" / "speed.png",
+        )
 
 
 if __name__ == "__main__":

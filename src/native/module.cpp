@@ -49,6 +49,7 @@ void use_instruction_set(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  bind_checks(m);
   bind_network(m);
   bind_memory(m);
   bind_returns(m);

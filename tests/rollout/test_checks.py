@@ -13,6 +13,9 @@ from gymnasium.vector.utils import batch_space
 
 from tests.rollout.chain import Scripted
 from upslope.errors import EnvironmentFault
+from upslope.policies.layout import Layout
+from upslope.policies.legal import MaskLayout
+from upslope.rollout import checks
 from upslope.rollout.make import make_stream
 from upslope.rollout.stream import Stream
 
@@ -246,3 +249,23 @@ def test_nested_final_observations():
     assert step.next_observation[1].tolist() == [1, 3, 4, 1, 2, 3, 5]
     assert step.next_observation[0].tolist() == stream.observation[0].tolist()
     assert stream.observation[1].tolist() == [0, 0, 0, 0, 0, 0, 0]
+
+
+# ---- all numbers at once, natively ---------------------------------------------------------------
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1.01, -2.01])
+@pytest.mark.parametrize("built", [True, False])
+def test_each_number_is_looked_at(bad, built, monkeypatch):
+    monkeypatch.setattr("upslope.rollout.checks.BUILT", built and checks.BUILT)
+    space = spaces.Box(np.float32([-2, -np.inf]), np.float32([1, np.inf]))
+    held = checks.Checks(3, Layout(space), MaskLayout(spaces.Discrete(2)))
+    good = np.float32([[-2, 5], [1, -7], [0, 0]])
+    assert held.observation(good).tolist() == good.tolist()
+    for row in range(3):
+        for column in range(2):
+            wrong = good.copy()
+            wrong[row, column] = bad
+            if column == 1 and np.isfinite(bad):
+                assert held.observation(wrong)[row, column] == np.float32(bad)
+                continue
+            with pytest.raises(EnvironmentFault, match=f"environment {row} returned"):
+                held.observation(wrong)

@@ -18,6 +18,13 @@ from upslope.errors import EnvironmentFault
 from upslope.policies.layout import Layout, Part
 from upslope.policies.legal import MaskLayout
 
+try:
+    from upslope import _native
+
+    BUILT = True
+except ImportError:  # installed where there was no C++ compiler
+    BUILT = False
+
 Array = np.ndarray
 SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
 LEFT_BY_DESIGN = frozenset(
@@ -44,6 +51,10 @@ class Checks:
         self.n_envs, self.layout, self.masks = n_envs, layout, masks
         held = env_id not in LEFT_BY_DESIGN
         self.bounds = [_bounds(part) if held else None for part in layout.parts]
+        self.limits = [
+            _limits(part, bound) for part, bound in zip(layout.parts, self.bounds, strict=True)
+        ]
+        """The same for each number, where the native part can look at them all at once."""
         self.seed: int | None = None
         """What the environments were last reset with."""
         self.steps = 0
@@ -59,8 +70,8 @@ class Checks:
             what = f"an {name} that is not nested like its space ({type(error).__name__} {error})"
             raise self.fault(f"{what}: {self.layout.space}") from None
         found = [
-            self._part(part, bounds, value, name, rows, n)
-            for (part, value), bounds in zip(values, self.bounds, strict=True)
+            self._part(part, bounds, limits, value, name, rows, n)
+            for (part, value), bounds, limits in zip(values, self.bounds, self.limits, strict=True)
         ]
         return self.layout.pack(found)
 
@@ -68,6 +79,7 @@ class Checks:
         self,
         part: Part,
         bounds: tuple[Array, Array] | None,
+        limits: tuple[Array, Array] | None,
         raw: Any,
         name: str,
         rows: Array | None,
@@ -80,6 +92,10 @@ class Checks:
         if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
             raise self.fault(f"{of} of type {array.dtype} where the space says {dtype}")
         own = _copied(array, dtype)
+        if limits is not None and array.dtype == dtype:
+            low, high = limits
+            if _native.inside(own.reshape(n, -1), low, high):
+                return own  # otherwise what follows says what is wrong
         self._check_finite(own, name + part.named(), rows)
         if own.dtype != array.dtype and own.dtype.kind != "f" and (own != array).any():
             raise self.fault(f"{of} beyond what its type {dtype} can hold: {part.space}")
@@ -166,6 +182,14 @@ def _bounds(part: Part) -> tuple[Array, Array] | None:
     else:
         limits = np.iinfo(kind).min, np.iinfo(kind).max
     return None if (low == limits[0]).all() and (high == limits[1]).all() else (low, high)
+
+
+def _limits(part: Part, bounds: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
+    if not BUILT or part.space.dtype != np.float32 or part.size == 0:
+        return None
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    flat = [np.broadcast_to(np.float32(bound), part.shape).flatten() for bound in (low, high)]
+    return flat[0], flat[1]
 
 
 def _copied(array: Array, dtype: np.dtype[Any]) -> Array:
