@@ -43,7 +43,7 @@ CURVES: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
             "GAE, λ = .9, 16 steps": BASE
             | {"n_steps": 16, "gae_lambda": 0.9, "normalize_advantage": True},
             "all actions, λ = .9": BASE
-            | {"update": "all_actions", "n_steps": 16, "gae_lambda": 0.9, "ent_coef": 0.3},
+            | {"update": "all_actions", "n_steps": 16, "gae_lambda": 0.9},
         },
     ),
     "traces": (

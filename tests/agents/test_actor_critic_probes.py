@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -85,8 +87,10 @@ def test_continuous_action(form):
 
 
 def test_q_is_that_of_each_action():
-    """ActionDecides pays 1 and -1: the critic of all actions says so, also of the worse one."""
-    agent = learned(probes.ActionDecides, "all actions", ent_coef=0.3)
+    """ActionDecides pays 1 and -1: where entropy keeps both tried, q says so of both."""
+    agent = learned(probes.ActionDecides, "all actions", ent_coef=1.0)
     with torch.no_grad():
-        found = agent.policy.critic(agent.policy.features(PLUS))[0]
-    assert found[1:].tolist() == pytest.approx([-1, 1], abs=0.05)
+        q = agent.policy.all_actions(
+            SimpleNamespace(observation=PLUS, action_mask=None, sequences=None)
+        )[2]
+    assert q[0].tolist() == pytest.approx([-1, 1], abs=0.05)

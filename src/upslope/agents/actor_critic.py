@@ -9,7 +9,7 @@ with E_t the mean over the T steps of N environments that a step of Adam is take
 once; H is the entropy in nats, and L is minimised. lambda = 0 is the one-step actor-critic; lambda
 = 1 the n-step advantage, A2C; between them is GAE.
 
-    update="all_actions", for Discrete actions, with a critic of v(s) and q(s,.):
+    update="all_actions", for Discrete actions, q(s,a) = v(s) + A(s,a) - E_{b~pi}[A(s,b)]:
     L       = -E_t[sum_a q(s_t,a) pi(a|s_t)]
               + c_v E_t[(v(s_t) - G_t)^2 + (q(s_t,a_t) - G_t)^2] - c_e E_t[H(pi(.|s_t))]
 

@@ -167,10 +167,16 @@ class NetworkActorCritic(ActorCritic):
         return self._pi(features, mask), self.critic(features)[:, 0]
 
     def all_actions(self, batch: Rows) -> tuple[Distribution, Tensor, Tensor]:
-        """Return pi(.|s), v(s) [B] and q(s, .) [B, A], of a policy with `action_values`."""
+        """Return pi(.|s), v(s) [B] and q(s, .) [B, A], of a policy with `action_values`.
+
+        q(s,a) = v(s) + A(s,a) - sum_b pi(b|s) A(s,b), so that v is the mean of q under pi, and an
+        action that was not taken goes up with v like the others.
+        """
         features = self._rows(batch.observation, batch.sequences)
-        values = self.critic(features)
-        return self._pi(features, batch.action_mask), values[:, 0], values[:, 1:]
+        pi, values = self._pi(features, batch.action_mask), self.critic(features)
+        v, advantage = values[:, 0], values[:, 1:]
+        mean = (pi.log_probs.detach().exp() * advantage).sum(-1, keepdim=True)
+        return pi, v, v.unsqueeze(-1) + advantage - mean
 
     def step(
         self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
