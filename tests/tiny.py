@@ -57,6 +57,24 @@ class Fails(Walk):
         return super().observation()
 
 
-for env in (Walk, NaNAtThousand, Letters, Fails):
+class Unseeded(Walk):
+    """It begins where the generator that all of the process shares says."""
+
+    def observation(self) -> np.ndarray:
+        shift = np.random.uniform() if self.t == 0 else 0.0  # noqa: NPY002
+        return (super().observation() + shift).astype(np.float32)
+
+
+class Endless(Walk):
+    """It never ends and never rewards, and what it shows is large."""
+
+    def observation(self) -> np.ndarray:
+        return 1000 * super().observation()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return super().step(action)[0], 0.0, False, False, {}
+
+
+for env in (Walk, NaNAtThousand, Letters, Fails, Unseeded, Endless):
     if f"tiny/{env.__name__}-v0" not in gymnasium.registry:
         gymnasium.register(f"tiny/{env.__name__}-v0", env)
