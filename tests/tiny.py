@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gymnasium
@@ -65,6 +66,19 @@ class Unseeded(Walk):
         return (super().observation() + shift).astype(np.float32)
 
 
+class Slow(Walk):
+    """It sleeps for `pause` seconds at each step after the first `quick` ones."""
+
+    def __init__(self, length: int = 20, pause: float = 0.0, quick: int = 0) -> None:
+        super().__init__(length)
+        self.pause, self.quick = pause, quick
+
+    def observation(self) -> np.ndarray:
+        if self.total > self.quick:
+            time.sleep(self.pause)
+        return super().observation()
+
+
 class Endless(Walk):
     """It never ends and never rewards, and what it shows is large."""
 
@@ -75,6 +89,6 @@ class Endless(Walk):
         return super().step(action)[0], 0.0, False, False, {}
 
 
-for env in (Walk, NaNAtThousand, Letters, Fails, Unseeded, Endless):
+for env in (Walk, NaNAtThousand, Letters, Fails, Unseeded, Slow, Endless):
     if f"tiny/{env.__name__}-v0" not in gymnasium.registry:
         gymnasium.register(f"tiny/{env.__name__}-v0", env)

@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 
-from upslope.errors import ArgumentError, UpslopeError, suggest
+from upslope.errors import ArgumentError, Interrupted, UpslopeError, suggest
 
 COMMANDS = {
     "train": "train an agent, or go on with a run",
@@ -74,6 +74,9 @@ def run(arguments: list[str]) -> None:
                 f"there is no command {name!r}{suggest(name, COMMANDS)}; upslope --help lists them"
             )
         code = importlib.import_module(f"upslope.cli.{name}").main(rest)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
     except UpslopeError as error:
         print(f"upslope: {error}", file=sys.stderr)
         notes = getattr(error, "__notes__", [])
