@@ -65,6 +65,10 @@ class Checks:
     def observation(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
         """Return observations of all environments, or of those numbered in `rows`: [n, ...]."""
         n = self.n_envs if rows is None else len(rows)
+        if not self.layout.nested:
+            return self._part(
+                self.layout.parts[0], self.bounds[0], self.limits[0], raw, name, rows, n
+            )
         try:
             values = list(self.layout.values(raw))
         except (KeyError, IndexError, TypeError) as error:
