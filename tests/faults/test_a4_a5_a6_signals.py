@@ -183,6 +183,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
         wait_for(lambda: len(saved(folder)) == 2, process)
         workers = workers_of(process.pid)
         assert len(workers) == 2
+        time.sleep(1.5)  # until both are in that step, where no pipe is read
         process.kill()
         process.communicate(timeout=60)
     ends = time.monotonic() + WITHIN
