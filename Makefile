@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 REST := reference or faults or docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo flappy language-demo check format test test-rest test-all learning clean
+.PHONY: help setup demo flappy language-demo check format test test-rest test-all learning soak clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ test-all: test test-rest ## every test
 
 learning: $(READY) ## train every recipe on five seeds and print the table of results
 	$(BIN)/python benchmarks/learning.py
+
+soak: $(READY) ## train several agents for 15 minutes under random kills, stops, full disks and failing environments
+	$(BIN)/python benchmarks/soak.py
 
 clean: ## remove .venv and what the tools leave; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -67,7 +67,9 @@ def agent(name: str) -> Callable[[Path], None]:
     def live(folder: Path) -> None:
         if not folder.exists():
             run.create(folder, config)
-        run.train(folder, RunConfig.read(folder), progress=False, say=lambda _: None)
+        outcome = run.train(folder, RunConfig.read(folder), progress=False, say=lambda _: None)
+        if not outcome.finished:
+            raise Fault
 
     return live
 
@@ -102,6 +104,13 @@ def grpo(folder: Path) -> None:
 TASKS: dict[str, Callable[[Path], None]] = {name: agent(name) for name in AGENTS} | {"grpo": grpo}
 
 
+class Fault(Exception):
+    """Raised in a life where a fault that was meant has ended it."""
+
+
+FAULTED = 75
+
+
 @dataclass
 class Outcome:
     """What became of one task."""
@@ -112,13 +121,20 @@ class Outcome:
     seconds: float = 0.0
 
 
-def life(live: Callable[[Path], None], folder: Path, moment: float | None) -> bool:
-    """Live once, killed after `moment` seconds; returns whether it came to its end before."""
+def life(
+    live: Callable[[Path], None],
+    folder: Path,
+    moment: float | None,
+    number: signal.Signals = signal.SIGKILL,
+) -> bool:
+    """Live once, sent a signal after `moment` seconds; returns whether it ended by itself."""
     child = os.fork()
     if child == 0:
         try:
             live(folder)
             os._exit(0)
+        except Fault:
+            os._exit(FAULTED)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -128,11 +144,11 @@ def life(live: Callable[[Path], None], folder: Path, moment: float | None) -> bo
         if done:
             break
         if ends is not None and time.monotonic() >= ends:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, number)
             _, status = os.waitpid(child, 0)
             break
         time.sleep(0.002)
-    if os.WIFSIGNALED(status):
+    if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == FAULTED:
         return False
     if os.WEXITSTATUS(status):
         raise SystemExit(f"a life in {folder} failed: see above")

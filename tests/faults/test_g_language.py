@@ -1,4 +1,4 @@
-"""G: rows, reward functions and completions of language models; nothing lost, everything named."""
+"""G1, G2, G3: rows, rewards and completions of language models: nothing lost, all is named."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ def test_the_table_in_the_readme_is_current():
     assert promises.with_table(text) == text, "run python tests/faults/promises.py"
 
 
-def test_every_letter_has_its_promises():
+def test_rows_of_every_letter_are_in_it():
     rows = promises.table()
-    assert all(f"| {letter}" in rows for letter in "ABCDEFG" if letter != "D")
-    assert "D1" in rows
+    assert all(row in rows for row in ("A1", "B1", "C1", "D1", "E1", "F1", "G1"))

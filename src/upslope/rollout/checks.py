@@ -7,6 +7,7 @@ environment, which value, which step and which seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,10 @@ class Checks:
     def observation(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
         """Return observations of all environments, or of those numbered in `rows`: [n, ...]."""
         n = self.n_envs if rows is None else len(rows)
+        if not self.layout.nested:
+            return self._part(
+                self.layout.parts[0], self.bounds[0], self.limits[0], raw, name, rows, n
+            )
         try:
             values = list(self.layout.values(raw))
         except (KeyError, IndexError, TypeError) as error:
@@ -85,17 +90,17 @@ class Checks:
         rows: Array | None,
         n: int,
     ) -> Array:
-        array, dtype = np.asarray(raw), np.dtype(part.space.dtype)
-        shape, of = (n, *part.shape), f"an {name}{part.named()}"
+        array, shape = np.asarray(raw), (n, *part.shape)
+        if limits is not None and array.dtype == np.float32 and array.shape == shape:
+            own = array.copy()
+            if _native.inside(own.reshape(n, -1), *limits):
+                return own  # otherwise what follows says what is wrong
+        dtype, of = np.dtype(part.space.dtype), f"an {name}{part.named()}"
         if array.shape != shape:
             raise self.fault(f"{of} of shape {array.shape} where the space says {shape}")
         if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
             raise self.fault(f"{of} of type {array.dtype} where the space says {dtype}")
         own = _copied(array, dtype)
-        if limits is not None and array.dtype == dtype:
-            low, high = limits
-            if _native.inside(own.reshape(n, -1), low, high):
-                return own  # otherwise what follows says what is wrong
         self._check_finite(own, name + part.named(), rows)
         if own.dtype != array.dtype and own.dtype.kind != "f" and (own != array).any():
             raise self.fault(f"{of} beyond what its type {dtype} can hold: {part.space}")
@@ -129,7 +134,8 @@ class Checks:
         own = _copied(array, np.dtype(np.float32))
         if skipped is not None:
             own[skipped] = 0
-        self._check_finite(own, "reward")
+        if not math.isfinite(own.dot(own)):  # sooner than to look at each; large ones overflow
+            self._check_finite(own, "reward")
         return own
 
     def flags(self, name: str, raw: Any) -> Array:
