@@ -128,7 +128,9 @@ def reward(completions: list[str], **columns: Any) -> list[float]:
 
 
 # ---------------------------------------------------------------- one library, in its own process
-def upslope_steps(case: Case, steps: int, wait: Callable[[], None], done: Callable[[], None]) -> None:
+def upslope_steps(
+    case: Case, steps: int, wait: Callable[[], None], done: Callable[[], None]
+) -> None:
     import upslope as us
 
     common = {
