@@ -30,9 +30,9 @@ from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
 from upslope.language.experience import Experience, experience
 from upslope.language.generation import Backend, Sampler, end_tokens
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
-from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
+from upslope.language.prefix import completion_log_probs
 from upslope.language.saving import as_meta
 from upslope.language.trainer import Trainer, ordered
 from upslope.losses.divergence import kl_estimate
@@ -145,13 +145,8 @@ class GRPO(Trainer[GRPOConfig]):
         """
         config, sequences = self.config, made.sequences
         selected = sequences.selected
-        log_prob, entropy = token_log_probs(
-            self.model,
-            sequences.ids,
-            sequences.mask,
-            selected,
-            temperature=config.temperature,
-            entropy=True,
+        log_prob, entropy = completion_log_probs(
+            self.model, sequences, temperature=config.temperature, entropy=True
         )
         old = log_prob.detach() if made.old_log_prob is None else made.old_log_prob
         loss = grpo_loss(
