@@ -28,7 +28,7 @@ from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
 from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
 from upslope.language.experience import Experience, experience
-from upslope.language.generation import Backend, Sampler, end_tokens
+from upslope.language.generation import Backend, Sampler, end_tokens, reserved_cache
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
@@ -125,6 +125,8 @@ class GRPO(Trainer[GRPOConfig]):
             )
         if reference_model is not None and not self.needs_reference:
             raise ArgumentError("reference_model is read only where beta is above 0")
+        if self.own_backend is None:
+            reserved_cache(self.model, 1)  # says whether the sampler can take this model
 
     @property
     def needs_reference(self) -> bool:
