@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gymnasium
@@ -57,6 +58,37 @@ class Fails(Walk):
         return super().observation()
 
 
-for env in (Walk, NaNAtThousand, Letters, Fails):
+class Unseeded(Walk):
+    """It begins where the generator that all of the process shares says."""
+
+    def observation(self) -> np.ndarray:
+        shift = np.random.uniform() if self.t == 0 else 0.0  # noqa: NPY002
+        return (super().observation() + shift).astype(np.float32)
+
+
+class Slow(Walk):
+    """It sleeps for `pause` seconds at each step after the first `quick` ones."""
+
+    def __init__(self, length: int = 20, pause: float = 0.0, quick: int = 0) -> None:
+        super().__init__(length)
+        self.pause, self.quick = pause, quick
+
+    def observation(self) -> np.ndarray:
+        if self.total > self.quick:
+            time.sleep(self.pause)
+        return super().observation()
+
+
+class Endless(Walk):
+    """It never ends and never rewards, and what it shows is large."""
+
+    def observation(self) -> np.ndarray:
+        return 1000 * super().observation()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return super().step(action)[0], 0.0, False, False, {}
+
+
+for env in (Walk, NaNAtThousand, Letters, Fails, Unseeded, Slow, Endless):
     if f"tiny/{env.__name__}-v0" not in gymnasium.registry:
         gymnasium.register(f"tiny/{env.__name__}-v0", env)

@@ -11,7 +11,8 @@ derive from `UpslopeError`, and each also from the built-in that a caller would 
     ├── CheckpointError   (RuntimeError)        a saved state is damaged, missing or of another kind
     ├── RewardFault       (RuntimeError)        a reward function raised, or gave what is no reward
     ├── NotFiniteError    (FloatingPointError)  NaN or infinity in a loss, a gradient or a weight
-    └── RunError          (RuntimeError)        a run cannot be started, continued or written
+    ├── RunError          (RuntimeError)        a run cannot be started, continued or written
+    └── Interrupted                             a signal asked for a stop during an evaluation
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EnvironmentFault",
+    "Interrupted",
     "NotFiniteError",
     "RewardFault",
     "RunError",
@@ -69,6 +71,14 @@ class NotFiniteError(UpslopeError, FloatingPointError):
 
 class RunError(UpslopeError, RuntimeError):
     """A run cannot be started, continued or written to disk."""
+
+
+class Interrupted(UpslopeError):
+    """A signal asked for a stop during an evaluation; `exit_code` is the shell's for it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("stopped by a signal while evaluating")
+        self.exit_code = exit_code
 
 
 def suggest(name: object, options: Iterable[object]) -> str:

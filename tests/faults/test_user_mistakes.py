@@ -1,4 +1,4 @@
-"""What happens to a new user: each ends in one clear sentence, and nothing is lost.
+"""B1, C1, C3, F2: a new user's mistakes end in one clear sentence each, and nothing is lost.
 
 An environment whose observation is NaN at step 1,000, actions that no policy takes, a run that
 exists, a full disk (a limit on the size of files, and a small file system where one can be made).

@@ -288,7 +288,7 @@ def test_what_an_environment_raises_comes_through_with_a_note():
     with pytest.raises(LookupError, match="the cart is gone") as caught:
         stream.step(np.zeros(3, int))
     assert caught.value.__notes__ == [
-        "raised by environment 1 at step 3 since the reset, 3 in all, seed 0"
+        "raised by environment 1 at step 3 since the reset, 3 in all, seed 0, action 0"
     ]
 
 
@@ -304,7 +304,7 @@ def test_what_a_worker_raises_comes_through_with_a_note():
             with pytest.raises(LookupError, match="the cart is gone") as caught:
                 stream.step(IDLE)
         assert caught.value.__notes__ == [
-            "raised by environment 1 at step 2 since the reset, 2 in all, seed 0"
+            "raised by environment 1 at step 2 since the reset, 2 in all, seed 0, action 0"
         ]
     finally:
         close_environments(env)

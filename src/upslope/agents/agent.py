@@ -83,6 +83,7 @@ class Agent(Generic[Config]):
         self.num_timesteps = 0
         self.target_timesteps = 0
         self.best = Best()
+        self.interrupted: Callable[[], int] = lambda: 0  # an exit code ends an evaluation
         self.prediction_generator = generator(config.seed, "predict", device=self.device)
 
     def make_policy(
@@ -215,6 +216,7 @@ class Agent(Generic[Config]):
             seed=derive32(self.config.seed, "evaluation", self.num_timesteps),
             env_kwargs=self.env_kwargs if own and env_kwargs is None else env_kwargs,
             backend=self.stream.backend if own and self.stream.remakes else "auto",
+            interrupted=self.interrupted,
         )
         if mean >= self.best.mean:  # of equals the later, which has learned for longer
             tensors = {name: part.clone() for name, part in self.policy.state_dict().items()}

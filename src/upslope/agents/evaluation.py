@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from torch import Tensor
 
-from upslope.errors import ArgumentError
+from upslope.errors import ArgumentError, Interrupted
 from upslope.rollout.make import make_stream
 from upslope.rollout.stream import final_info
 
@@ -74,10 +74,12 @@ def run_episodes(
     env_kwargs: Mapping[str, Any] | None = None,
     n_envs: int | None = None,
     backend: str = "auto",
+    interrupted: Callable[[], int] = lambda: 0,
 ) -> Episodes:
     """Play `n_episodes` whole episodes in vector environments; returns them in order of place.
 
     Each environment plays a fixed share of the episodes, so that short ones are not favoured.
+    `interrupted` is asked at every step: Interrupted is raised when it returns an exit code.
     """
     if n_episodes < 1:
         raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
@@ -92,6 +94,8 @@ def run_episodes(
         total, length = np.zeros(count), np.zeros(count, np.int64)
         left, state, start = share.copy(), None, np.ones(count, bool)
         while left.any():
+            if code := interrupted():
+                raise Interrupted(code)
             action, state = agent.predict(
                 stream.layout.unpack(stream.observation),
                 state,
@@ -129,12 +133,14 @@ def evaluate_policy(
     n_envs: int | None = None,
     backend: str = "auto",
     return_episode_rewards: bool = False,
+    interrupted: Callable[[], int] = lambda: 0,
 ) -> Any:
     """Return the mean and the standard deviation of the return over `n_eval_episodes` episodes.
 
     The episodes are played in `n_envs` environments at once (at most 100 by default). With
     `return_episode_rewards=True` returns the list of returns and the list of lengths in steps
-    instead. Changes nothing about the agent's training.
+    instead. Changes nothing about the agent's training. `interrupted` is asked at every step, and
+    Interrupted raised when it returns an exit code.
 
     Raises ArgumentError for an environment or a number of episodes that it cannot take.
     """
@@ -147,6 +153,7 @@ def evaluate_policy(
         env_kwargs=env_kwargs,
         n_envs=n_envs,
         backend=backend,
+        interrupted=interrupted,
     )
     if return_episode_rewards:
         return played.returns.tolist(), played.lengths.astype(int).tolist()

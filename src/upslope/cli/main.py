@@ -9,12 +9,13 @@ import importlib
 import os
 import sys
 
-from upslope.errors import ArgumentError, UpslopeError, suggest
+from upslope.errors import ArgumentError, Interrupted, UpslopeError, suggest
 
 COMMANDS = {
     "train": "train an agent, or go on with a run",
     "evaluate": "play whole episodes with a run's policy and print the returns",
     "video": "film a run's policy",
+    "doctor": "look for what is wrong with an environment, or here, before a long run",
     "audit": "hold every estimator against the exact gradient: bias, variance, noise",
     "dpo": "train a language model on preferences",
     "grpo": "train a language model by rewards of its own completions",
@@ -31,6 +32,7 @@ Policy gradients, from the log-derivative trick to GRPO.
   upslope evaluate runs/NAME             how good is it?
   upslope video runs/NAME                film it
   upslope grpo config.toml               train a language model; also: upslope dpo config.toml
+  upslope doctor CartPole-v1             is all well, before a long run?
   upslope audit                          are the gradients right, and how noisy?
 
 commands:
@@ -72,6 +74,9 @@ def run(arguments: list[str]) -> None:
                 f"there is no command {name!r}{suggest(name, COMMANDS)}; upslope --help lists them"
             )
         code = importlib.import_module(f"upslope.cli.{name}").main(rest)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
     except UpslopeError as error:
         print(f"upslope: {error}", file=sys.stderr)
         notes = getattr(error, "__notes__", [])

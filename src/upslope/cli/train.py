@@ -162,7 +162,7 @@ def carry_out(
     outcome = run.train(
         folder, config, agent=agent, max_seconds=options.max_seconds, progress=not options.quiet
     )
-    curve = learning_curve(folder)
+    curve = None if outcome.exit_code else learning_curve(folder)  # drawing takes seconds
     where = f"; learning curve: {curve}" if curve else ""
     print(f"learned for {outcome.agent.num_timesteps:,} steps{where}")
     if outcome.exit_code:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope.errors import ArgumentError, UpslopeError, suggest
-from upslope.policies.distributions import Distribution
+from upslope.policies.distributions import Categorical, Distribution
 from upslope.policies.features import Features, has_images
 from upslope.policies.layout import Layout
 from upslope.policies.memory import MEMORIES, Sequences
@@ -169,11 +169,11 @@ class NetworkActorCritic(ActorCritic):
     def all_actions(self, batch: Rows) -> tuple[Distribution, Tensor, Tensor]:
         """Return pi(.|s), v(s) [B] and q(s, .) [B, A], of a policy with `action_values`.
 
-        q(s,a) = v(s) + A(s,a) - sum_b pi(b|s) A(s,b), so that v is the mean of q under pi, and an
-        action that was not taken goes up with v like the others.
+        q(s,a) = v(s) + A(s,a) - sum_b pi(b|s) A(s,b): an action that nobody takes goes up with v.
         """
         features = self._rows(batch.observation, batch.sequences)
         pi, values = self._pi(features, batch.action_mask), self.critic(features)
+        assert isinstance(pi, Categorical)  # actions are Discrete, which the agent has checked
         v, advantage = values[:, 0], values[:, 1:]
         mean = (pi.log_probs.detach().exp() * advantage).sum(-1, keepdim=True)
         return pi, v, v.unsqueeze(-1) + advantage - mean

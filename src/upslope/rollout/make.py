@@ -25,14 +25,16 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.errors import ArgumentError, suggest
 from upslope.rollout import envpool
 from upslope.rollout.stream import Stream
+from upslope.rollout.worker_env import WorkerVectorEnv
 
 PREFERENCE = ("vector_entry_point", "envpool", "sync")
 BACKENDS = (*PREFERENCE, "async")
+IN_PROCESS: dict[str, Any] = {"copy": False, "autoreset_mode": AutoresetMode.DISABLED}
 
 Environment = str | Callable[[], gymnasium.Env] | gymnasium.Env | VectorEnv
 
@@ -142,12 +144,15 @@ def _choices(env_id: str, name: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
 def _maker(choice: str, name: str, n_envs: int, kwargs: dict[str, Any]) -> Callable[[], VectorEnv]:
     if choice == "envpool":
         return partial(envpool.EnvPoolVectorEnv, name, n_envs, **kwargs)
+    if choice == "async":
+        one = partial(gymnasium.make, gymnasium.registry[name], **kwargs)
+        return partial(WorkerVectorEnv, [one] * n_envs)
     return partial(
         gymnasium.make_vec,
         gymnasium.registry[name].id,
         num_envs=n_envs,
         vectorization_mode=choice,
-        vector_kwargs=_vector_kwargs(choice),
+        vector_kwargs={} if choice == "vector_entry_point" else IN_PROCESS,
         **kwargs,
     )
 
@@ -156,7 +161,6 @@ def _from_factory(factory: Callable[[], Any], n_envs: int, backend: str) -> Stre
     if backend in ("vector_entry_point", "envpool"):
         raise ArgumentError(f"backend={backend!r} is for an id, and env is a factory")
     choice = "sync" if backend == "auto" else backend
-    kind = AsyncVectorEnv if choice == "async" else SyncVectorEnv
 
     def checked() -> gymnasium.Env:
         env = factory()
@@ -167,17 +171,11 @@ def _from_factory(factory: Callable[[], Any], n_envs: int, backend: str) -> Stre
         return env
 
     def make() -> VectorEnv:
-        return kind([checked] * n_envs, **_vector_kwargs(choice))
+        if choice == "async":
+            return WorkerVectorEnv([checked] * n_envs)
+        return SyncVectorEnv([checked] * n_envs, **IN_PROCESS)
 
     return Stream(make, make(), backend=choice)
-
-
-def _vector_kwargs(choice: str) -> dict[str, Any]:
-    if choice == "vector_entry_point":
-        return {}
-    ours: dict[str, Any] = {"copy": False, "autoreset_mode": AutoresetMode.DISABLED}
-    # A worker that is forked shares locks and open files with this process, and outlives it.
-    return ours | {"context": "spawn"} if choice == "async" else ours
 
 
 def _import_environments(env_id: str, allow_import: bool) -> None:

@@ -27,6 +27,7 @@ from upslope.policies.layout import Layout
 from upslope.policies.legal import MaskLayout
 from upslope.rollout.checks import Checks, id_of
 from upslope.rollout.masks import MaskSource
+from upslope.rollout.raised import note_of
 from upslope.rollout.workers import close_environments
 
 Array = np.ndarray
@@ -233,9 +234,8 @@ class Stream:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            index = _environment_of(error)
-            which = "an environment" if index is None else f"environment {index}"
-            error.add_note(f"raised by {which} {self._checks.when()}")
+            action = args[0] if args else None
+            error.add_note(note_of(error, self._env, self._checks.when(), action))
             raise
 
     def _final_observation(self, after: Array, ended: Array, info: dict[str, Any]) -> Array:
@@ -304,15 +304,3 @@ def _autoreset_mode(env: VectorEnv) -> tuple[AutoresetMode, bool]:
             f"env declares metadata['autoreset_mode'] = {declared!r}, which takes one of "
             f"{[str(mode) for mode in AutoresetMode]}"
         ) from None
-
-
-def _environment_of(error: BaseException) -> int | None:
-    """Return the index of the environment that raised, as far as Gymnasium's own loops show it."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        if str(frame.f_globals.get("__name__", "")).startswith("gymnasium.vector."):
-            indices = [frame.f_locals.get(name) for name in ("index", "env_idx", "i")]
-            found = next((index for index in indices if isinstance(index, int)), found)
-        trace = trace.tb_next
-    return found

@@ -1,4 +1,4 @@
-"""Ending the worker processes of an `AsyncVectorEnv` without waiting for ever.
+"""Ending the worker processes of a given `AsyncVectorEnv` without waiting for ever.
 
 Gymnasium's own `close` waits for an answer from each worker, so that one which is dead, blocked or
 in the middle of a step makes it hang or raise.

@@ -4,6 +4,7 @@ runs/NAME/config.toml          what it was told
 runs/NAME/metrics.csv          a row per iteration;  runs/NAME/tensorboard/, the same as events
 runs/NAME/checkpoints/step-K   the state after iteration K, the last three kept
 runs/NAME/best/                the state at the best evaluation
+runs/NAME/not-finite           what an update failed on, where a gradient was not finite
 runs/NAME/evaluation.json      the last evaluation that was asked for
 """
 
@@ -29,9 +30,10 @@ from upslope.agents.agent import Agent
 from upslope.agents.evaluation import Episodes, run_episodes
 from upslope.agents.saving import made_with
 from upslope.agents.table import algorithm_class
-from upslope.errors import ArgumentError, RunError
+from upslope.errors import ArgumentError, Interrupted, NotFiniteError, RunError
 from upslope.records.files import explained, replace_text
 from upslope.runs.configuration import RunConfig
+from upslope.runs.evidence import keep_evidence
 from upslope.runs.metrics import MetricsWriter
 from upslope.runs.signals import StopSignals
 from upslope.seeding import derive32
@@ -101,9 +103,12 @@ def train(
     """Train in `folder`, from where its newest valid checkpoint is, or from the start.
 
     Stops at the end, after `max_seconds` of training in this process, or at a signal; saves then,
-    and every `config.checkpoint_seconds`. Raises RunError when another process is at it.
+    and every `config.checkpoint_seconds`. An evaluation that a signal ends is played again when the
+    run goes on. Raises RunError when another process is at it.
     """
     with locked(folder), StopSignals() as signals:
+        with explained(folder / "checkpoints"):  # now, not when the first of them is to be saved
+            (folder / "checkpoints").mkdir(exist_ok=True)
         agent = resumed(folder, config, agent or make_agent(config), say)
         say(f"engine: {agent.engine.description}")
         if config.threads is not None:
@@ -112,6 +117,7 @@ def train(
         metrics = MetricsWriter(folder, from_iteration=agent.iteration)
         saved = agent.iteration
         clock = last_save = time.monotonic()
+        agent.interrupted = lambda: signals.exit_code
 
         def after_iteration(agent: Agent[Any], row: dict[str, float]) -> bool | None:
             nonlocal saved, last_save
@@ -138,7 +144,11 @@ def train(
             )
             if agent.iteration != saved:
                 save(folder, agent)
+        except Interrupted:  # nothing is saved: the evaluation would be missing from what goes on
+            pass
         except Exception as error:
+            if isinstance(error, NotFiniteError):
+                error.add_note(keep_evidence(folder, agent))
             error.add_note(last_checkpoint(folder))
             raise
         finally:
@@ -149,7 +159,11 @@ def train(
 
 
 def save(folder: Path, agent: Agent[Any]) -> Path:
-    """Save a checkpoint of the agent into its run."""
+    """Save a checkpoint of the agent into its run; raises RunError when that was taken away."""
+    if not (folder / "config.toml").exists():
+        raise RunError(
+            f"{folder} is no run any more: somebody moved or removed it while it trained"
+        )
     name = checkpoint.step_name(agent.iteration)
     return checkpoint.write(folder / "checkpoints", name, *agent.state())
 
@@ -245,7 +259,7 @@ def evaluate(
     """
     config = RunConfig.read(folder, allow_import=allow_import)
     agent = load_agent(folder, config, which=which, say=say)
-    with one_thread():
+    with one_thread(), StopSignals() as signals:
         played = run_episodes(
             agent,
             config.env,
@@ -253,6 +267,7 @@ def evaluate(
             seed=derive32(agent.config.seed, "final evaluation") if seed is None else seed,
             env_kwargs=config.env_kwargs | (env_kwargs or config.evaluation.final_env_kwargs),
             backend=agent.stream.backend,
+            interrupted=lambda: signals.exit_code,
         )
     scored = not np.isnan(played.scores).any()
     told = {
