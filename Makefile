@@ -25,7 +25,8 @@ demo: $(READY) ## train PPO on Flappy Bird for at most five minutes, then watch 
 flappy: $(READY) ## the same, for longer
 	$(UPSLOPE) demo --long
 
-language-demo: $(READY) ## GRPO on addition, five seeds, beside the control: numbers and a picture
+language-demo: $(READY) ## GRPO on addition beside its control, and DPO to GRPO against the exact optimum
+	$(BIN)/python benchmarks/language_frontier.py
 	$(BIN)/python benchmarks/language_addition.py
 
 check: $(READY) ## lint, format, types, imports and the fast tests, in under 90 seconds

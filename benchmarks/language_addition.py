@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,10 +131,10 @@ def both(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Settings:
-    supervised_steps: int = 3000
-    supervised_rate: float = 2e-3
-    grpo_steps: int = 500
-    grpo_rate: float = 5e-4
+    supervised_steps: int = 1500
+    supervised_rate: float = 3e-3
+    grpo_steps: int = 250
+    grpo_rate: float = 1e-3
     group: int = 16
 
 
@@ -234,6 +235,15 @@ def draw(results: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
+def known(path: Path | None, settings: Settings) -> list[dict[str, Any]]:
+    """Return the results that a file holds of the same settings."""
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    results: list[dict[str, Any]] = found["results"]
+    return results if found["settings"] == asdict(settings) else []
+
+
 def one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -245,12 +255,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--picture", type=Path, default=Path("language_addition.png"))
+    parser.add_argument("--results", type=Path, help="JSON; seeds it holds are not run again")
     told = parser.parse_args()
     seeds = range(told.first_seed, told.first_seed + told.seeds)
     settings = Settings(supervised_steps=3, grpo_steps=12) if told.quick else Settings()
     start = time.perf_counter()
+    results = known(told.results, settings)
+    missing = [seed for seed in seeds if seed not in [found["seed"] for found in results]]
     with ProcessPoolExecutor(told.workers, get_context("spawn"), initializer=one_thread) as pool:
-        results = list(pool.map(partial(run, settings=settings), seeds))
+        for found in pool.map(partial(run, settings=settings), missing):
+            results = sorted([*results, found], key=lambda r: r["seed"])
+            if told.results is not None:
+                whole = {"settings": asdict(settings), "results": results}
+                told.results.write_text(json.dumps(whole) + "\n")
     print(table(results))
     print(f"in all {time.perf_counter() - start:.0f} s; picture: {draw(results, told.picture)}")
 

@@ -1,8 +1,8 @@
 """A1: kill -9 at random moments, resumed each time: bit for bit the run never killed.
 
-The moments are wall-clock times after the start of the process, half of them in the time that a
-process takes to set up and half while it learns. How long both take is measured on the run never
-killed, and the moments are so chosen that it cannot finish before the last kill.
+Half of the moments are in the time that a process takes to set up, from its start, and half while
+it learns, from the first row of metrics that it writes. How long both take is measured on the run
+never killed, and the moments are so chosen that it cannot finish before the last kill.
 """
 
 from __future__ import annotations
@@ -57,9 +57,12 @@ def kill_and_resume(whole: Reference, cwd: Path, seed: int, kills: int, *argumen
     for k in range(kills):
         moment = rng.uniform(0, whole.set_up)
         if k % 2:
-            learning = rng.uniform(0, min(left, 3 / kills * whole.learning))
-            left, moment = left - learning, whole.set_up + learning
+            moment = rng.uniform(0, min(left, 3 / kills * whole.learning))
+            left -= moment
+        before = written(folder)
         with begin(folder, cwd, *arguments) as process:
+            while k % 2 and written(folder) == before and process.poll() is None:
+                time.sleep(0.01)
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -72,13 +75,19 @@ def kill_and_resume(whole: Reference, cwd: Path, seed: int, kills: int, *argumen
             break
         assert process.returncode == -signal.SIGKILL
     print(f"iterations reached at the kills: {reached[1:]}")
-    assert len(set(reached)) > kills / 5, "hardly any kill came after a new checkpoint"
+    assert len(set(reached)) > max(1, kills / 5), "hardly any kill came after a new checkpoint"
     with begin(folder, cwd, *arguments) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert f"going on from step-{max(reached):012d}" in out
     assert not err
     return folder
+
+
+def written(folder: Path) -> int:
+    """Return when a row of metrics was last written, in nanoseconds; 0 for never."""
+    rows = folder / "metrics.csv"
+    return rows.stat().st_mtime_ns if rows.exists() and rows.stat().st_size else 0
 
 
 def begin(folder: Path, cwd: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -56,3 +56,10 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two gradients over the largest element: their rounding."""
+    assert a.keys() == b.keys()
+    largest = max(float(gradient.abs().max()) for gradient in b.values())
+    return max(float((a[name] - b[name]).abs().max()) for name in b) / largest

@@ -25,9 +25,9 @@ from torch import Tensor
 from upslope.errors import ArgumentError
 from upslope.language.config import TrainingConfig
 from upslope.language.datasets import Order, Preference, fingerprint, preferences_of
-from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
+from upslope.language.prefix import completion_log_probs
 from upslope.language.sequences import Sequences, right_padded
 from upslope.language.trainer import Trainer, ordered
 from upslope.losses.preference import AVERAGED, LOSSES, WITHOUT_REFERENCE, dpo_loss
@@ -143,7 +143,7 @@ class DPO(Trainer[DPOConfig]):
     def log_probs(self, rows: Sequence[Preference]) -> tuple[Tensor, Tensor, Tensor]:
         """Return log π(y|x) of chosen and rejected completions, [n] each, and lengths [2, n]."""
         batch = self.batch(rows)
-        found = token_log_probs(self.model, batch.ids, batch.mask, batch.selected).log_prob
+        found = completion_log_probs(self.model, batch).log_prob
         chosen, rejected = found.sum(1).chunk(2)
         return chosen, rejected, batch.selected.sum(1).view(2, -1)
 
@@ -162,7 +162,7 @@ class DPO(Trainer[DPOConfig]):
             if new:
                 batch = self.batch([rows[k] for k in new])
                 with self.reference.use() as model:
-                    log_prob = token_log_probs(model, batch.ids, batch.mask, batch.selected)[0]
+                    log_prob = completion_log_probs(model, batch).log_prob
                 known[:, new] = log_prob.sum(1).view(2, -1).cpu().float()
         return known[:, index].to(device_of(self.model))
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from upslope.checkpoint import TensorSpec
 from upslope.language.grpo_config import GRPOConfig
-from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
+from upslope.language.prefix import completion_log_probs
 from upslope.language.sequences import Sequences, right_padded
 from upslope.losses.group import penalized_reward
 from upslope.returns import group_advantage
@@ -137,8 +137,6 @@ def log_probs(trainer: GRPO, sequences: Sequences, model: Any) -> Tensor:
     rows = torch.arange(len(found), device=found.device)
     for index in rows.split(trainer.config.per_device_train_batch_size):
         few = sequences.take(index)
-        log_prob = token_log_probs(
-            model, few.ids, few.mask, few.selected, temperature=trainer.config.temperature
-        ).log_prob
+        log_prob = completion_log_probs(model, few, temperature=trainer.config.temperature).log_prob
         found[index, : few.ids.shape[1]] = log_prob.float()
     return found

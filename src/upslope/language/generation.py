@@ -191,8 +191,8 @@ class Decoder:
 def reserved_cache(model: Any, capacity: int) -> Any:
     """Return an empty key-value cache for `capacity` tokens per row, its memory reserved once.
 
-    Layers that do not attend to the whole past (sliding windows, recurrent ones) keep the layer
-    that transformers has for them.
+    Layers that attend to a part of the past (sliding windows) keep the layer that transformers has
+    for them. Raises ArgumentError for recurrent ones, whose state is not given to a group's rows.
     """
     utils = need("transformers.cache_utils")
 
@@ -236,6 +236,12 @@ def reserved_cache(model: Any, capacity: int) -> Any:
             self.keys, self.values = (part[:, :, :length] for part in self.memory)
 
     cache = utils.DynamicCache(config=unwrapped(model).config)
+    for layer in cache.layers:
+        if not hasattr(layer, "batch_repeat_interleave"):
+            raise ArgumentError(
+                f"{type(unwrapped(model)).__name__} has layers that keep a recurrent state, which "
+                "the sampler does not share in a group: give GRPO a backend that samples"
+            )
     cache.layers = [
         Reserved() if type(layer) is utils.DynamicLayer else layer for layer in cache.layers
     ]

@@ -28,11 +28,11 @@ from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
 from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
 from upslope.language.experience import Experience, experience
-from upslope.language.generation import Backend, Sampler, end_tokens
+from upslope.language.generation import Backend, Sampler, end_tokens, reserved_cache
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
-from upslope.language.logprobs import token_log_probs
 from upslope.language.models import device_of
 from upslope.language.optimization import MicroBatch
+from upslope.language.prefix import completion_log_probs
 from upslope.language.saving import as_meta
 from upslope.language.trainer import Trainer, ordered
 from upslope.losses.divergence import kl_estimate
@@ -125,6 +125,8 @@ class GRPO(Trainer[GRPOConfig]):
             )
         if reference_model is not None and not self.needs_reference:
             raise ArgumentError("reference_model is read only where beta is above 0")
+        if self.own_backend is None:
+            reserved_cache(self.model, 1)  # says whether the sampler can take this model
 
     @property
     def needs_reference(self) -> bool:
@@ -145,13 +147,8 @@ class GRPO(Trainer[GRPOConfig]):
         """
         config, sequences = self.config, made.sequences
         selected = sequences.selected
-        log_prob, entropy = token_log_probs(
-            self.model,
-            sequences.ids,
-            sequences.mask,
-            selected,
-            temperature=config.temperature,
-            entropy=True,
+        log_prob, entropy = completion_log_probs(
+            self.model, sequences, temperature=config.temperature, entropy=True
         )
         old = log_prob.detach() if made.old_log_prob is None else made.old_log_prob
         loss = grpo_loss(

@@ -16,7 +16,7 @@ so that a row padded on the left gives what the row without padding gives.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -70,13 +70,17 @@ def token_log_probs(
         raise ArgumentError("selected takes tokens that are there and have one before them")
     predicts = selected[:, 1:]
     states = hidden_states(model, ids, mask)[:, :-1][predicts]  # [tokens, width]
-    log_prob, found = of_states(
-        model, states, ids[:, 1:][predicts], temperature, entropy, chunk_elements
-    )
-    full = log_prob.new_zeros(ids.shape).masked_scatter(selected, log_prob)
-    if found is None:
-        return TokenLogProbs(full, None)
-    return TokenLogProbs(full, found.new_zeros(ids.shape).masked_scatter(selected, found))
+    found = of_states(model, states, ids[:, 1:][predicts], temperature, entropy, chunk_elements)
+    return placed(found, selected)
+
+
+def placed(found: tuple[Tensor, Tensor | None], selected: Tensor) -> TokenLogProbs:
+    """Return log-probability and entropy of the selected tokens [tokens] where they are, [n, L]."""
+    full = [
+        None if part is None else part.new_zeros(selected.shape).masked_scatter(selected, part)
+        for part in found
+    ]
+    return TokenLogProbs(cast(Tensor, full[0]), full[1])
 
 
 def hidden_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
