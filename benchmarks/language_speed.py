@@ -195,7 +195,9 @@ def trl_steps(case: Case, steps: int, wait: Callable[[], None], done: Callable[[
             **given,
         )
         if case.method == "grpo"
-        else DPOTrainer(args=DPOConfig(**common), **given)
+        else DPOTrainer(  # which would load a reference by name
+            ref_model=make_model(case.model, case.device), args=DPOConfig(**common), **given
+        )
     )
     made.train()
 
