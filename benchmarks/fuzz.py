@@ -6,7 +6,8 @@ Half are changed in their bytes: bits flipped, pieces cut, inserted, repeated an
 replaced by hostile ones, and half of those checkpoints get a manifest that fits. The other half are
 changed in their content, one to three values of a well-formed file, so that what is behind hashes
 and parsers is met too. Anything but a good load or an error of Upslope's that
-names the file is a failure; so are more than five seconds of the processor, more than 256 MiB, and code that runs.
+names the file is a failure; so are more than five seconds of the processor, more than 256 MiB,
+and code that runs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ learning_rate = 1e-5
 num_generations = 4
 loss_type = "dapo"
 [[rewards]]
-name = "contains_answer"
+name = "exact_match"
 """
 
 
