@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -37,6 +38,14 @@ REQUIRED = (
     *COUNTERS,
     *("engine_steps", "config", "env", "env_kwargs", "backend", "custom_policy", "best"),
 )
+KINDS: dict[str, type[Any] | UnionType] = {
+    **dict.fromkeys((*COUNTERS, "engine_steps", "best.timesteps"), int),
+    **{"config": dict, "env_kwargs": dict, "experience": dict, "made_with": dict},
+    **{"best": dict | None, "best.mean": int | float, "env": str | None},
+    **{"backend": str, "custom_policy": bool},
+}
+"""What each part of the dictionary has to be; all of the experience's numbers are whole."""
+LARGEST = 2**48  # of a whole number: it counts steps, or rows that memory has to hold
 EXPERIENCE = ("experience.segment", "experience.segment_steps", "experience.episodes")
 BEST = ("best.timesteps", "best.mean")
 
@@ -73,20 +82,20 @@ def take_up(
     path: str | Path | None,
 ) -> None:
     """Make an agent what was saved; raises CheckpointError naming every difference."""
+    inner = inner_of(meta)
+    check_kinds({**meta, **inner}, path)
     fixed = fixed_tensors(agent)
-    numbers, best = meta.get("experience") or {}, meta.get("best") or {}
-    inner = {f"experience.{name}": value for name, value in numbers.items()}
-    inner |= {f"best.{name}": value for name, value in best.items()}
+    numbers, best = meta.get("experience") or {}, meta.get("best")
     expected = agent.collector.expected(numbers)
     checkpoint.check_compatible(
         tensors,
         {**meta, **inner},
         fixed
         | {f"experience/{name}": spec for name, spec in expected.items()}
-        | (best_tensors(agent) if meta.get("best") else {}),
+        | ({} if best is None else best_tensors(agent)),
         algorithm=type(agent).__name__,
         expected_meta=spaces(agent),
-        required_meta=(*REQUIRED, *EXPERIENCE, "made_with", *(BEST if best else ())),
+        required_meta=(*REQUIRED, *EXPERIENCE, "made_with", *(() if best is None else BEST)),
         path=path,
     )
     for name, tensor in fixed.items():
@@ -95,7 +104,7 @@ def take_up(
         setattr(agent, name, meta[name])
     agent.engine.steps = meta["engine_steps"]
     agent.best = Best()
-    if meta["best"] is not None:
+    if best is not None:
         scale = {name: tensor.numpy() for name, tensor in under("best_scale/", tensors).items()}
         kept = under("best/", tensors)
         agent.best = Best(best["timesteps"], best["mean"], kept, scale or None)
@@ -108,6 +117,32 @@ def check_complete(meta: Mapping[str, Any], path: str | Path | None) -> None:
     missing = [name for name in REQUIRED if name not in meta]
     if missing:
         raise CheckpointError(f"checkpoint {path} is not an agent's: it lacks {', '.join(missing)}")
+    check_kinds({**meta, **inner_of(meta)}, path)
+
+
+def inner_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of the dictionaries in a saved one, by names with a dot."""
+    found = {outer: meta.get(outer) for outer in ("experience", "best")}
+    return {
+        f"{outer}.{name}": value
+        for outer, inner in found.items()
+        if isinstance(inner, dict)
+        for name, value in inner.items()
+    }
+
+
+def check_kinds(meta: Mapping[str, Any], path: str | Path | None) -> None:
+    """Raise CheckpointError for an entry that is not what the code takes it for."""
+    for name, value in meta.items():
+        kind = int if name.startswith("experience.") else KINDS.get(name)
+        if kind is None:
+            continue
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits or (kind is int and not -1 <= value <= LARGEST):
+            takes = getattr(kind, "__name__", kind)
+            raise CheckpointError(
+                f"checkpoint {path} has {name} = {str(value)[:60]!r}, which takes {takes}"
+            )
 
 
 def check_given(meta: Mapping[str, Any], env: Any, policy: Any, path: str | Path | None) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from typing import Any
 from upslope.cli.options import parse, split
 from upslope.errors import ArgumentError, ConfigError, UpslopeError, suggest
 from upslope.language import rewards
-from upslope.language.config import TrainingConfig
+from upslope.language.config import TrainingConfig, make_config
 from upslope.language.requirements import need
 from upslope.language.saving import output_folder, quiet
-from upslope.records.files import replace_text
+from upslope.records.files import read_toml, replace_text
 from upslope.runs.run import last_checkpoint, locked
 from upslope.runs.signals import StopSignals
 from upslope.runs.toml import dumps
@@ -117,10 +116,10 @@ NOT_KEPT = ("resume", "allow_import", "quiet")
 def read(path: Path) -> dict[str, Any]:
     """Return the tables of a configuration file; raises ConfigError when it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML
+    except ValueError as error:  # not UTF-8, not TOML
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
@@ -136,7 +135,11 @@ def told(
     for name in found:
         if name not in (*known, *TABLES) or (name in NOT_KEPT):
             raise ConfigError(f"{path} has {name!r}, which there is not{suggest(name, known)}")
+        if name not in TABLES and not isinstance(found[name], str):
+            raise ConfigError(f"{path}: {name} takes text, got {found[name]!r}")
     training = found.get("training", {})
+    if not isinstance(training, dict):
+        raise ConfigError(f"{path}: [training] takes a table, got {training!r}")
     fields = [item.name for item in dataclasses.fields(config_class)]
     for name in training:
         if name not in fields:
@@ -148,7 +151,7 @@ def told(
         "Both", [("run", Options), ("settings", config_class)], frozen=True
     )
     parsed: Any = parse(
-        pair(run=default, settings=config_class(**training)),
+        pair(run=default, settings=make_config(config_class, training, least={}, choices={})),
         given,
         prog=f"upslope {command} {path}",
         description=f"Train a language model by {command.upper()}.",
@@ -213,7 +216,8 @@ def judges(found: Mapping[str, Any], path: Path, *, allow_import: bool) -> dict[
 
     def functions(name: str) -> list[rewards.RewardFunction]:
         tables = found.get(name, [])
-        if not isinstance(tables, list) or not all("name" in t for t in tables):
+        tabled = isinstance(tables, list) and all(isinstance(t, dict) for t in tables)
+        if not tabled or not all("name" in t for t in tables):
             raise ConfigError(f"{path}: [[{name}]] takes tables with a name")
         return [judge(t, path, allow_import=allow_import) for t in tables]
 

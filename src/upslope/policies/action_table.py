@@ -8,12 +8,14 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import ArgumentError
+from upslope.errors import ArgumentError, check_range
 from upslope.policies.action_values import ActionValues, refuse_others
 from upslope.policies.grid import Grid
 
 MOST_VALUES = 2**27
 """How many action-values a table may hold: half a gigabyte of them."""
+
+LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class ActionTable(nn.Module):
@@ -30,6 +32,7 @@ class ActionTable(nn.Module):
                 f"a table of {tables} x {grid.size:,} states x {actions} actions is too large: it "
                 f"takes at most {MOST_VALUES:,} values; give fewer bins, or take us.DQN"
             )
+        check_range("initial_value", initial, -LARGEST, LARGEST)
         self.grid = grid
         start = torch.full((tables, grid.size, actions), float(initial))
         self.values = nn.Parameter(start, requires_grad=False)

@@ -23,6 +23,9 @@ NATURE_FEATURES = 512
 SMALLEST_IMAGE = 36
 
 
+MOST_UNITS = 2**14  # of a layer: two such in a row are a gigabyte of weights
+
+
 def mlp(
     sizes: Sequence[int],
     *,
@@ -36,8 +39,12 @@ def mlp(
     biases zero (Saxe et al. 2014, arXiv:1312.6120; a last layer of gain .01 makes the first policy
     nearly uniform: Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
 
-    Raises ArgumentError for an unknown activation.
+    Raises ArgumentError for an unknown activation, and for layers without units or too large.
     """
+    if not all(isinstance(size, int) and 1 <= size <= MOST_UNITS for size in sizes[1:]):
+        raise ArgumentError(
+            f"net_arch={list(sizes[1:-1])!r}: layers take from 1 to {MOST_UNITS:,} units"
+        )
     if activation not in ACTIVATIONS:
         raise ArgumentError(
             f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}"

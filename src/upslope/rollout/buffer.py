@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.errors import ArgumentError
 from upslope.policies.memory import Sequences
 
 ROWS = (
@@ -67,6 +68,9 @@ class Batch:
         )
 
 
+MOST_ROWS = 2**28
+
+
 class Rollout:
     """The buffer of one iteration, filled by the collector and read by the algorithm."""
 
@@ -79,6 +83,10 @@ class Rollout:
         memory_size: int = 0,
     ) -> None:
         shape = (n_steps, n_envs)
+        if n_steps * n_envs > MOST_ROWS:
+            raise ArgumentError(
+                f"n_steps={n_steps} of n_envs={n_envs}: a rollout takes at most {MOST_ROWS:,} steps"
+            )
         self.n_steps, self.n_envs = shape
         self.observation = np.zeros((*shape, *observation[0]), observation[1])
         self.last_observation = np.zeros((n_envs, *observation[0]), observation[1])

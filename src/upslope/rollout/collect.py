@@ -229,7 +229,7 @@ class Collector:
     def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Return what `state` must hold with these numbers: arrays of its shapes and dtypes."""
         n_envs, layout = self.stream.n_envs, self.stream.layout
-        episodes = min(numbers.get("episodes", 0), RECENT_EPISODES)
+        episodes = min(max(numbers.get("episodes", 0), 0), RECENT_EPISODES)
         arrays = self._fixed() | {"recent": np.zeros((episodes, 3))}
         if self.replay is not None:
             kept = self.replay.expected(under("transitions_", numbers))
@@ -243,8 +243,9 @@ class Collector:
             arrays |= {f"environment/{name}": value for name, value in state.items()}
         elif self.replays:
             action = self.rollout.action
-            steps = numbers.get("segment_steps", 0)
-            arrays["replay/actions"] = np.empty((steps, *action.shape[1:]), action.dtype)
+            steps = max(numbers.get("segment_steps", 0), 0)
+            one = np.zeros((), action.dtype)  # repeated without memory: what is expected, not had
+            arrays["replay/actions"] = np.broadcast_to(one, (steps, *action.shape[1:]))
             arrays["replay/observation"] = np.empty((n_envs, *layout.shape), layout.dtype)
         return arrays
 

@@ -36,6 +36,8 @@ PREFERENCE = ("vector_entry_point", "envpool", "sync")
 BACKENDS = (*PREFERENCE, "async")
 IN_PROCESS: dict[str, Any] = {"copy": False, "autoreset_mode": AutoresetMode.DISABLED}
 
+MOST_ENVS = 2**20
+
 Environment = str | Callable[[], gymnasium.Env] | gymnasium.Env | VectorEnv
 
 
@@ -60,8 +62,9 @@ def make_stream(
         isinstance(n_envs, bool) or not isinstance(n_envs, int | np.integer)
     ):
         raise ArgumentError(f"n_envs takes a whole number of at least 1, got {n_envs!r}")
-    if n_envs is not None and n_envs < 1:
-        raise ArgumentError(f"n_envs takes a whole number of at least 1, got {n_envs}")
+    if n_envs is not None and not 1 <= n_envs <= MOST_ENVS:
+        bounds = f"at least 1 and at most {MOST_ENVS:,}"
+        raise ArgumentError(f"n_envs takes a whole number of {bounds}, got {n_envs}")
     if backend not in ("auto", *BACKENDS):
         options = ", ".join(map(repr, ("auto", *BACKENDS)))
         raise ArgumentError(

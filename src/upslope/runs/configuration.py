@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from upslope import recipes
 from upslope.errors import ConfigError, RunError, suggest
-from upslope.records.files import replace_text
+from upslope.records.files import read_toml, replace_text
 from upslope.runs.toml import dumps
 
 NONE = "none"  # TOML has no word for it
@@ -74,10 +73,10 @@ class RunConfig:
         """
         path = folder / "config.toml"
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
+            found = read_toml(path)
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder} is not a run: it holds no config.toml") from None
-        except (OSError, RecursionError, ValueError) as error:  # not UTF-8, not TOML
+        except (OSError, ValueError) as error:  # not UTF-8, not TOML
             raise RunError(f"{path} cannot be read: {error}") from error
         try:
             config: RunConfig = build(cls, found)
