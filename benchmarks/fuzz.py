@@ -106,7 +106,7 @@ def with_other_values(content: Any, rng: random.Random) -> Any:
             elif kind == 1 and isinstance(place, dict):
                 place[f"{key}x"] = place.pop(key)
             else:
-                place[key] = rng.choice(VALUES)
+                place[key] = copy.deepcopy(rng.choice(VALUES))  # which is changed in its turn
             break
     return content
 

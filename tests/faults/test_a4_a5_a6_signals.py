@@ -93,7 +93,7 @@ class Signals(tiny.Walk):
     def step(self, action: Any) -> Any:
         if self.t == self.at:
             while LEFT:
-                os.kill(os.getpid(), LEFT.pop())
+                signal.raise_signal(LEFT.pop())  # to this thread: two to a process may be one
         return super().step(action)
 
 
