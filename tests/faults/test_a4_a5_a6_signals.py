@@ -148,6 +148,8 @@ def test_a_stop_inside_the_last_evaluation(tmp_path: Path) -> None:
 def test_the_first_ctrl_c_saves_and_the_second_leaves_at_once(numbers: int, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     sent = [signal.SIGINT] * numbers
+    # as in a terminal: what a shell starts in the background ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signalled(folder, *sent, env_kwargs={"at": 70, "length": 80}, total_timesteps=2_000)
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", str(folder), "--resume", "--quiet"])
