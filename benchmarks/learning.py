@@ -179,8 +179,9 @@ All seeds counted, none left out. Each seed: the mean return of 100 episodes, de
 the best policy of the run's own evaluations, on episodes not seen before; for Q-learning the exact
 mean return of its policy. Made by `python benchmarks/learning.py`, last on {datetime.date.today()};
 {versions}.
-"Time" is the median wall-clock time of a whole run on one thread, evaluations included,
-{chosen.at_once} at once.
+"Time" is the median wall-clock time of a whole run on one thread, evaluations included; the machine
+may have had other work, so it is no comparison. Rows are of the version and day they were last
+measured on, the line above of the last row.
 
 {header}
 |{"---|" * 11}

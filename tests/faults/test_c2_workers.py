@@ -1,4 +1,7 @@
-"""C1, C2: what happens in a worker process is named within five seconds, and none is left."""
+"""C1, C2: what ends or blocks a worker is named within five seconds, and none is left.
+
+Not one that keeps the processor busy while it is made or reset: that is given sixty.
+"""
 
 from __future__ import annotations
 

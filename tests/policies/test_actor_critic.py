@@ -103,10 +103,17 @@ def test_another_name_is_refused():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"net_archs": [3]}, {"net_arch": 64}, {"net_arch": [-3]}, {"log_std_init": "x"}]
+    ("kwargs", "why"),
+    [
+        ({"net_archs": [3]}, "does not fit"),
+        ({"net_arch": 64}, "does not fit"),
+        ({"net_arch": [-3]}, "layers take from 1 to 16,384 units"),
+        ({"net_arch": [2**14 + 1]}, "layers take from 1 to 16,384 units"),
+        ({"log_std_init": "x"}, "does not fit"),
+    ],
 )
-def test_policy_kwargs_that_do_not_fit_are_refused(kwargs):
-    with pytest.raises(ArgumentError, match=f"{next(iter(kwargs))}.*(does not fit|units)"):
+def test_policy_kwargs_that_do_not_fit_are_refused(kwargs, why):
+    with pytest.raises(ArgumentError, match=f"{next(iter(kwargs))}.*{why}"):
         made(action=BOX, **kwargs)
 
 

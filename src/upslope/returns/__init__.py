@@ -4,7 +4,7 @@ Tensors are time-major, [T, N]: T steps of N environments. Row t holds what the 
 s_{t+1} gave. `terminated` is where the episode truly ended, and nothing follows; `truncated` where
 it was cut off, and the value of what would have followed still counts. Every sum is cut at both,
 and at the last row, where the rollout stops. Rewards are never edited. Values are in units of
-reward. One function is about groups of completions, which have no time: `group_advantage`.
+reward. `mean_baseline` compares episodes, and `group_advantage` completions, which have no time.
 
 All functions keep the dtype of what they are given and can be differentiated.
 """
