@@ -75,6 +75,11 @@ class Grid(nn.Module):
         self.counts = [axis.cells for axis in axes]
         self.size = math.prod(self.counts)
         """How many rows there are."""
+        if self.size >= 2**63:
+            raise ArgumentError(
+                f"a table of {len(self.counts)} numbers in up to {max(self.counts)} cells each is "
+                "too large: it has over 2^63 states; give fewer bins, or take us.DQN"
+            )
         split = [axis.cells > 1 and axis.edges is None for axis in axes]
         pairs = list(zip(axes, split, strict=True))
         numbers = {
