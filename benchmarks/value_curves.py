@@ -31,6 +31,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "SARSA": {"target": "sarsa"},
     "expected SARSA": {"target": "expected_sarsa"},
 }
+LIMIT = {"max_episode_steps": 500}  # a greedy policy may go round for ever on the cliff
 POLE: dict[str, Any] = {
     **{"n_envs": 8, "gradient_steps": 2, "batch_size": 64, "learning_rate": 1e-3},
     **{"learning_starts": 500, "exploration_fraction": 0.3, "exploration_final_eps": 0.04},
@@ -73,7 +74,7 @@ def draw(
             agent = kind(env, seed=seed, **(settings | change))
             steps, returns = curve(agent, chosen.steps)
             lines.append(np.interp(grid, steps, returns))
-            ends.append(us.evaluate_policy(agent, env, 20)[0])
+            ends.append(us.evaluate_policy(agent, env, 20, env_kwargs=LIMIT)[0])
         every = np.array(lines)
         axes.plot(grid, every.mean(0), color=color, lw=1.8, label=name)
         axes.fill_between(grid, every.min(0), every.max(0), color=color, alpha=0.15, lw=0)

@@ -12,8 +12,8 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (
     *("actor_critic.md", "continuing.md", "dqn.md", "exact.md", "gradient.md", "group.md"),
-    *("language.md", "off_policy.md", "preference.md", "q_learning.md", "reinforce.md"),
-    "traces.md",
+    *("language.md", "off_policy.md", "ppo.md", "preference.md", "q_learning.md"),
+    *("reinforce.md", "traces.md"),
 )
 pytestmark = pytest.mark.docs
 
