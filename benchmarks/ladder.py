@@ -5,9 +5,9 @@
 
 Each agent learns for `BUDGET` frames on one thread, by its recipe. On the way it plays 20 lives by
 its deterministic policy, which no learning sees; a life is stopped at 1,000 pipes. What is drawn is
-the median of these lives, as the policy was then: the best policy of a run is not chosen. A run
-that is in `results/ladder.json` is not repeated, so that an interrupted ladder goes on with the
-agent it was at. Time is that of the processor while learning: the machine may have other work.
+the median of these lives, as the policy was then: the best policy of a run is not chosen. After
+each evaluation the agent is saved in `runs/ladder`, so that an interrupted ladder goes on where it
+was. Time is that of the processor while learning: the machine may have other work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from upslope.seeding import derive32
 
 ENV = "upslope/FlappyBird-v0"
 RESULTS = Path(__file__).parent / "results" / "ladder.json"
+RUNS = Path(__file__).parents[1] / "runs" / "ladder"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "ladder.png"
 LIVES, LIMIT = 20, 1_000
 BUDGET = dict.fromkeys(ALGORITHMS, 20_000_000) | {"dqn": 1_000_000}  # frames
@@ -46,29 +48,37 @@ LINES: dict[str, tuple[str, str, Any, str]] = {
 Run = dict[str, Any]
 
 
-def learn(algorithm: str, seed: int) -> Run:
-    """Train one agent; returns frames, seconds, those of the processor, lives as it learned."""
-    settings = recipes.find(algorithm, ENV)
-    agent = ALGORITHMS[algorithm].from_recipe(ENV, seed=seed)
-    every, curve, spent = EVERY[algorithm], [], np.zeros(2)
-    kwargs = settings.env_kwargs | {"score_limit": LIMIT}
+def learn(algorithm: str, run: Run, keep: Callable[[], None]) -> None:
+    """Go on with a run to the end of its budget; `keep` is called after each evaluation."""
+    folder, every = RUNS / f"{algorithm}-{run['seed']}", EVERY[algorithm]
+    if folder.exists() and run["curve"]:
+        agent = ALGORITHMS[algorithm].load(folder)
+    else:
+        run.update(frames=0, seconds=0.0, processor_seconds=0.0, curve=[])
+        agent = ALGORITHMS[algorithm].from_recipe(ENV, seed=run["seed"])
+    kwargs = recipes.find(algorithm, ENV).env_kwargs | {"score_limit": LIMIT}
+    began = clocks()
 
     def note(agent: Agent[Any], _: dict[str, float]) -> None:
+        nonlocal began
         frames = agent.num_timesteps
-        if frames // every <= (curve[-1]["frames"] // every if curve else 0):
+        if frames // every <= run["frames"] // every:
             return
-        began = clocks()
-        lives_seed = derive32(seed, "ladder", frames)
-        lives = run_episodes(agent, ENV, LIVES, seed=lives_seed, env_kwargs=kwargs).scores
-        curve.append({"frames": frames, "lives": sorted(int(score) for score in lives)})
-        spent[:] += clocks() - began
+        for name, passed in zip(("seconds", "processor_seconds"), clocks() - began, strict=True):
+            run[name] = round(run[name] + passed, 1)
+        seed = derive32(run["seed"], "ladder", frames)
+        lives = run_episodes(agent, ENV, LIVES, seed=seed, env_kwargs=kwargs).scores
+        run["curve"].append({"frames": frames, "lives": sorted(int(score) for score in lives)})
+        run["frames"] = frames
+        agent.save(folder)
+        keep()
         print(f"{algorithm} {frames:,}: median {np.median(lives):g}", flush=True)
+        began = clocks()
 
-    began = clocks()
-    agent.learn(BUDGET[algorithm], note)
-    seconds, processor = (clocks() - began - spent).round(1).tolist()
-    found = {"seed": seed, "frames": agent.num_timesteps, "seconds": seconds}
-    return found | {"processor_seconds": processor, "curve": curve}
+    if agent.num_timesteps:
+        agent.go_on(note)
+    else:
+        agent.learn(BUDGET[algorithm], note)
 
 
 def clocks() -> np.ndarray:
@@ -171,12 +181,15 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     measured = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RUNS.mkdir(parents=True, exist_ok=True)
     for algorithm in chosen.only:
         runs = measured.setdefault(algorithm, [])
         for seed in chosen.seeds:
             if seed not in [run["seed"] for run in runs]:
-                runs.append(learn(algorithm, seed))
-                RESULTS.write_text(json.dumps(measured) + "\n")
+                runs.append({"seed": seed, "frames": 0, "curve": []})
+            run = next(run for run in runs if run["seed"] == seed)
+            if run["frames"] < BUDGET[algorithm]:
+                learn(algorithm, run, lambda: RESULTS.write_text(json.dumps(measured) + "\n"))
     draw(measured)
     report(measured)
 
