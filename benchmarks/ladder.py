@@ -120,7 +120,7 @@ def draw(measured: dict[str, list[Run]]) -> None:
     axes.set_xlabel("million frames of learning")
     axes.set_ylabel(f"pipes of a life, median of {LIVES}")
     axes.set_title(
-        f"Flappy Bird, with seconds of one processor; lives stop at {LIMIT:,} pipes; 0 is drawn at 1",
+        f"Flappy Bird, and seconds of one processor; lives stop at {LIMIT:,}, and 0 is drawn at 1",
         loc="left",
         fontsize=10,
     )
