@@ -1,4 +1,4 @@
-"""G1, G2, G3, D1: Rows, rewards, completions and losses for language: nothing lost, all is named."""
+"""G1, G2, G3, D1: Rows, rewards, losses and completions of language models: all is named."""
 
 from __future__ import annotations
 
