@@ -1,0 +1,20 @@
+"""Sections of `docs/speed.md` that commands write, each between two marks of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = "speed.md"
+
+
+def with_section(page: str, name: str, text: str) -> str:
+    """Return the page with what stands between the marks of a section replaced."""
+    begin, end = f"<!-- {name}: made by benchmarks/{name}.py -->", f"<!-- end of {name} -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}"
+
+
+def write_section(docs: Path, name: str, text: str) -> None:
+    """Write a section into the page on speed in a folder of documentation."""
+    path = docs / PAGE
+    path.write_text(with_section(path.read_text("utf-8"), name, text), "utf-8")

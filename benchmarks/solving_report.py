@@ -1,0 +1,119 @@
+"""The table and the picture of `time_to_solve.py`, from its results alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from solving import TASKS
+
+Results = dict[str, dict[str, dict[str, Any]]]  # environment, library: settings, seeds, measured
+COLOURS = {"Upslope": "#4477aa", "Stable-Baselines3": "#ee6677", "sbx": "#ccbb44"}
+
+
+def seconds_of(seed: dict[str, Any]) -> float:
+    """Return the seconds to the solution, infinite where there was none."""
+    return seed["seconds"] if seed["solved"] else math.inf
+
+
+def told(seconds: float) -> str:
+    """Return seconds as the table says them."""
+    return f"{seconds:.3g}" if math.isfinite(seconds) else "not solved"
+
+
+def rows(results: Results) -> list[str]:
+    """Return a row for each environment and library: all seeds count, unsolved ones as infinite."""
+    lines = []
+    for env, task in TASKS.items():
+        ours = None
+        for library in (name for name in COLOURS if name in results.get(env, {})):
+            seeds = [results[env][library]["seeds"][s] for s in sorted_seeds(results[env][library])]
+            if not seeds:
+                continue
+            seconds = np.array([seconds_of(seed) for seed in seeds])
+            median = float(np.median(seconds))
+            ours = median if ours is None and library == "Upslope" else ours
+            ratio = median / ours if ours and math.isfinite(median) else math.nan
+            each = [
+                f"{one['seconds']:.3g}" if one["solved"] else f"not within {one['seconds']:.3g}"
+                for one in seeds
+            ]
+            cells = [env, library, f"{sum(one['solved'] for one in seeds)} of {len(seeds)}"]
+            cells += [told(median), told(float(seconds.max()))]
+            cells += [f"{np.median([one['cpu'] for one in seeds]):.3g}"]
+            cells += [f"{np.median([one['steps'] for one in seeds]):,.0f}"]
+            cells += [f"{ratio:.1f}" if math.isfinite(ratio) else "", f"{task.bar:g}"]
+            lines.append(f"| {' | '.join([*cells, ', '.join(each)])} |")
+    return lines
+
+
+def sorted_seeds(entry: dict[str, Any]) -> list[str]:
+    """Return the seeds of an entry, which are text in the file, in their order."""
+    return sorted(entry["seeds"], key=int)
+
+
+def section(results: Results) -> str:
+    """Return the section of the page: heading, table, picture."""
+    columns = ("environment", "library", "solved", "seconds, median", "slowest seed")
+    columns += ("processor seconds, median", "steps, median", "times Upslope's", "bar", "each seed")
+    entries = [results[env][library] for env in results for library in results[env]]
+    lasts = [f"{TASKS[env].says} in {env}" for env in TASKS if env in results]
+    lines = [
+        "## Time to solve",
+        "",
+        "![Seconds of training to solve, a dot a seed](images/time_to_solve.png)",
+        "",
+        f"To reach: {'; '.join(lasts)}.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---|---|" + "---:|" * (len(columns) - 3) + "---|",
+        *rows(results),
+        "",
+    ]
+    for env, libraries in results.items():
+        if TASKS[env].target is None:
+            figures = [
+                one["evaluations"][-1]["figure"] for one in libraries["Upslope"]["seeds"].values()
+            ]
+            lines += [
+                f"The mean return of {env} after its steps was {np.mean(figures):,.0f} over the "
+                f"seeds, {min(figures):,.0f} in the worst.",
+                "",
+            ]
+    newest = max((entry["measured"] for entry in entries if "measured" in entry), default="")
+    return "\n".join([*lines, f"Last measured {newest}."])
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw a row for each environment, a dot for each seed, on an axis of log seconds."""
+    import matplotlib.pyplot as plt
+
+    envs = [env for env in TASKS if env in results]
+    figure, axes = plt.subplots(figsize=(8, 1.1 * len(envs) + 1.3), layout="constrained")
+    for y, env in enumerate(reversed(envs)):
+        libraries = [name for name in COLOURS if name in results[env]]
+        for k, library in enumerate(libraries):
+            height = y + 0.5 * ((len(libraries) - 1) / 2 - k) / max(1, len(libraries) - 1)
+            for seed in results[env][library]["seeds"].values():
+                filled = COLOURS[library] if seed["solved"] else "none"
+                style = {"edgecolors": COLOURS[library], "linewidths": 1.2, "alpha": 0.8}
+                axes.scatter(seed["seconds"], height, s=36, facecolors=filled, **style)
+        axes.plot([TASKS[env].bar] * 2, [y - 0.4, y + 0.4], color="#888888", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yticks(
+        range(len(envs)), [f"{env}\n{TASKS[env].says}" for env in reversed(envs)], fontsize=8
+    )
+    axes.set_ylim(-0.6, len(envs) - 0.4)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("seconds of training, evaluations not counted")
+    shown = [name for name in COLOURS if any(name in results[env] for env in envs)]
+    handles = [plt.Line2D([], [], color=COLOURS[n], marker="o", linestyle="") for n in shown]
+    handles += [plt.Line2D([], [], color="#555555", marker="o", mfc="none", linestyle="")]
+    handles += [plt.Line2D([], [], color="#888888")]
+    axes.legend(handles, [*shown, "stopped, not solved", "bar"], fontsize=8, loc="best")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
