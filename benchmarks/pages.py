@@ -1,7 +1,12 @@
-"""Sections of `docs/speed.md` that commands write, each between two marks of its own."""
+"""Sections of `docs/speed.md` that commands write, each between two marks of its own.
+
+A section is empty until its command has run with `--write docs`.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 PAGE = "speed.md"
@@ -18,3 +23,16 @@ def write_section(docs: Path, name: str, text: str) -> None:
     """Write a section into the page on speed in a folder of documentation."""
     path = docs / PAGE
     path.write_text(with_section(path.read_text("utf-8"), name, text), "utf-8")
+
+
+def machine() -> str:
+    """Return what a speed depends on: versions, cores, instructions."""
+    import torch
+
+    import upslope
+
+    return (
+        f"upslope {upslope.__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )

@@ -22,15 +22,13 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from pages import write_section
+from pages import machine, write_section
 from solving import TASKS, ZOO, Trial
 from solving_report import draw, section
 
@@ -102,14 +100,6 @@ def plan(chosen: argparse.Namespace) -> list[tuple[str, str, int, dict[str, Any]
                 settings = ZOO[env] | {"limit": chosen.peer_limit}
                 found += [(library, env, chosen.seed_from + i, settings) for library in PEERS]
     return found
-
-
-def machine() -> str:
-    """Return what the seconds depend on: versions, processor, cores."""
-    return (
-        f"upslope {us.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    )
 
 
 def main() -> None:
