@@ -51,8 +51,11 @@ class Clocked(BaseCallback):
 
 def compile_updates(agent: Any) -> None:
     """Have JAX compile what a run needs, and leave weights and optimiser untouched."""
+    from jax.tree_util import tree_map
+
     policy = agent.policy
-    before = policy.actor_state, policy.vf_state
+    # new containers: the learning rate is written into the old ones, as a float, not an array
+    before = tree_map(lambda leaf: leaf, (policy.actor_state, policy.vf_state))
     agent.learn(agent.n_steps * agent.n_envs)
     agent.predict(agent.env.reset(), deterministic=True)
     policy.actor_state, policy.vf_state = before
