@@ -25,7 +25,7 @@ class Task:
 
     target: float | None
     """The figure from which on it is solved; None: when all steps are done, whatever the figure."""
-    bar: float
+    aim: float
     """The seconds of training that it should take at most, on two cores."""
     every: int
     """Steps of training between evaluations."""
@@ -44,20 +44,20 @@ class Task:
 
 
 TASKS = {
-    "CartPole-v1": Task(target=475, bar=3, every=5_000, says="mean return of 100 episodes >= 475"),
+    "CartPole-v1": Task(target=475, aim=3, every=5_000, says="mean return of 100 episodes >= 475"),
     "LunarLander-v3": Task(
-        target=240, bar=60, every=20_000, says="mean return of 100 episodes >= 240"
+        target=240, aim=60, every=20_000, says="mean return of 100 episodes >= 240"
     ),
     "upslope/FlappyBird-v0": Task(
         target=1_000,
-        bar=60,
+        aim=60,
         every=1_000_000,
         episodes=20,
         score=True,
         env_kwargs={"score_limit": 1_000},
         says="median of 20 lives >= 1,000 pipes",
     ),
-    "HalfCheetah-v5": Task(target=None, bar=120, every=10**9, says="1,000,000 steps"),
+    "HalfCheetah-v5": Task(target=None, aim=120, every=10**9, says="1,000,000 steps"),
 }
 
 # What Stable-Baselines3 is tuned to: rl-baselines3-zoo, hyperparams/ppo.yml at commit 22e3ff2 of

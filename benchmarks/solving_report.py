@@ -44,7 +44,7 @@ def rows(results: Results) -> list[str]:
             cells += [told(median), told(float(seconds.max()))]
             cells += [f"{np.median([one['cpu'] for one in seeds]):.3g}"]
             cells += [f"{np.median([one['steps'] for one in seeds]):,.0f}"]
-            cells += [f"{ratio:.1f}" if math.isfinite(ratio) else "", f"{task.bar:g}"]
+            cells += [f"{ratio:.1f}" if math.isfinite(ratio) else "", f"{task.aim:g}"]
             lines.append(f"| {' | '.join([*cells, ', '.join(each)])} |")
     return lines
 
@@ -57,7 +57,7 @@ def sorted_seeds(entry: dict[str, Any]) -> list[str]:
 def section(results: Results) -> str:
     """Return the section of the page: heading, table, picture."""
     columns = ("environment", "library", "solved", "seconds, median", "slowest seed")
-    columns += ("processor seconds, median", "steps, median", "times Upslope's", "bar", "each seed")
+    columns += ("processor seconds, median", "steps, median", "times Upslope's", "aim", "each seed")
     entries = [results[env][library] for env in results for library in results[env]]
     lasts = [f"{TASKS[env].says} in {env}" for env in TASKS if env in results]
     lines = [
@@ -73,10 +73,9 @@ def section(results: Results) -> str:
         "",
     ]
     for env, libraries in results.items():
-        if TASKS[env].target is None:
-            figures = [
-                one["evaluations"][-1]["figure"] for one in libraries["Upslope"]["seeds"].values()
-            ]
+        seeds = libraries.get("Upslope", {"seeds": {}})["seeds"].values()
+        if TASKS[env].target is None and seeds:
+            figures = [one["evaluations"][-1]["figure"] for one in seeds]
             lines += [
                 f"The mean return of {env} after its steps was {np.mean(figures):,.0f} over the "
                 f"seeds, {min(figures):,.0f} in the worst.",
@@ -100,7 +99,7 @@ def draw(results: Results, path: Path) -> None:
                 filled = COLOURS[library] if seed["solved"] else "none"
                 style = {"edgecolors": COLOURS[library], "linewidths": 1.2, "alpha": 0.8}
                 axes.scatter(seed["seconds"], height, s=36, facecolors=filled, **style)
-        axes.plot([TASKS[env].bar] * 2, [y - 0.4, y + 0.4], color="#888888", linewidth=1)
+        axes.plot([TASKS[env].aim] * 2, [y - 0.4, y + 0.4], color="#888888", linewidth=1)
     axes.set_xscale("log")
     axes.set_yticks(
         range(len(envs)), [f"{env}\n{TASKS[env].says}" for env in reversed(envs)], fontsize=8
@@ -109,11 +108,13 @@ def draw(results: Results, path: Path) -> None:
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("seconds of training, evaluations not counted")
     shown = [name for name in COLOURS if any(name in results[env] for env in envs)]
     handles = [plt.Line2D([], [], color=COLOURS[n], marker="o", linestyle="") for n in shown]
     handles += [plt.Line2D([], [], color="#555555", marker="o", mfc="none", linestyle="")]
     handles += [plt.Line2D([], [], color="#888888")]
-    axes.legend(handles, [*shown, "stopped, not solved", "bar"], fontsize=8, loc="best")
+    labels = [*shown, "stopped, not solved", "aim"]
+    figure.legend(handles, labels, fontsize=8, loc="outside upper right", ncols=len(labels))
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -47,7 +47,7 @@ def run_trial(now: SimpleNamespace, figures: list[float], **told: Any) -> Any:
         now.seconds += 100
         return figures.pop(0)
 
-    task = Task(target=told.pop("target", 5.0), bar=1, every=30, says="")
+    task = Task(target=told.pop("target", 5.0), aim=1, every=30, says="")
     trial = Trial(task, evaluate, total=told.pop("total", 1000), limit=told.pop("limit", None))
     now.seconds += 1000  # set-up
     trial.start()
