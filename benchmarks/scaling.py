@@ -144,9 +144,8 @@ def section(found: dict[str, list[dict[str, Any]]], chosen: argparse.Namespace) 
         f"Most memory resident with {MEMORY_ENVS:,} environments and {MEMORY_STEPS} steps a "
         f"rollout, imports included: {median(found['memory'], 'mib'):.0f} MiB."
     ]
-    rounds = len(found["steps"])
-    lines += ["", f"{rounds} rounds. Measured {datetime.date.today()}, {machine()}."]
-    return "\n".join(lines)
+    told = f"Rounds: {len(found['steps'])}. Measured {datetime.date.today()}, {machine()}."
+    return "\n".join([*lines, "", told])
 
 
 def draw(found: dict[str, list[dict[str, Any]]], chosen: argparse.Namespace, path: Path) -> None:
@@ -170,6 +169,7 @@ def draw(found: dict[str, list[dict[str, Any]]], chosen: argparse.Namespace, pat
     for axes, ticks in ((left, chosen.envs), (right, chosen.widths)):
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.grid(color="#dddddd")
         axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

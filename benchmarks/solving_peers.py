@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from solving import TASKS, ZOO, Trial
@@ -20,6 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 EVALUATION_ENVIRONMENTS = 50
+PACKAGES = {"sb3": "stable-baselines3", "sbx": "sbx-rl"}
 
 
 def settings(env: str) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def solve(library: str, env: str, seed: int, limit: float) -> dict[str, Any]:
     agent.learn(total, callback=clocked)
     if clocked.goes_on:
         trial.after(agent.num_timesteps)
-    return trial.result()
+    return trial.result() | {"version": version(PACKAGES[library])}
 
 
 if __name__ == "__main__":

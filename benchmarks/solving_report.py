@@ -81,8 +81,14 @@ def section(results: Results) -> str:
                 f"seeds, {min(figures):,.0f} in the worst.",
                 "",
             ]
+    versions = {
+        f"{library} {seed['version']}"
+        for libraries in results.values()
+        for library, entry in libraries.items()
+        for seed in entry["seeds"].values()
+    }
     newest = max((entry["measured"] for entry in entries if "measured" in entry), default="")
-    return "\n".join([*lines, f"Last measured {newest}."])
+    return "\n".join([*lines, f"{', '.join(sorted(versions))}. Last measured {newest}."])
 
 
 def draw(results: Results, path: Path) -> None:

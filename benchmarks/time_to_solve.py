@@ -75,7 +75,7 @@ def solve(env: str, seed: int, recipe: Recipe) -> dict[str, Any]:
     trial = Trial(task, evaluate, total=recipe.total_timesteps, limit=None)
     trial.start()
     agent.learn(recipe.total_timesteps, lambda agent, _: trial.after(agent.num_timesteps))
-    return trial.result()
+    return trial.result() | {"version": us.__version__}
 
 
 def measured(library: str, env: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_seed_that_does_not_learn_is_not_solved() -> None:
 
 def seed(seconds: float, solved: bool = True) -> dict[str, Any]:
     evaluations = [{"steps": 100, "seconds": seconds, "figure": 480.0}]
-    told = {"solved": solved, "seconds": seconds, "cpu": seconds, "steps": 100}
+    told = {"solved": solved, "seconds": seconds, "cpu": seconds, "steps": 100, "version": "1"}
     return told | {"evaluations": evaluations}
 
 
