@@ -5,11 +5,19 @@ A section is empty until its command has run with `--write docs`.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 from pathlib import Path
 
 PAGE = "speed.md"
+
+
+def folder(given: str) -> Path:
+    """Return a folder that holds the page; to be asked before anything is measured."""
+    if not (Path(given) / PAGE).is_file() or not (Path(given) / "images").is_dir():
+        raise argparse.ArgumentTypeError(f"{given!r} has no {PAGE} and images/: give docs")
+    return Path(given)
 
 
 def with_section(page: str, name: str, text: str) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import machine, write_section
+from pages import folder, machine, write_section
 
 HERE = Path(__file__).parent
 ROLLOUT, MINIBATCH, EPOCHS = 16_384, 2_048, 4
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
     parser.add_argument("--steps", type=int, default=4_000_000, help="of the run cut in quarters")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "scaling.json")
-    parser.add_argument("--write", type=Path, help="a folder with speed.md and images/")
+    parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from pages import machine, write_section
+from pages import folder, machine, write_section
 
 ITERATIONS, WARM_UP = 20, 2
 HERE = Path(__file__).parent
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["auto", "native", "torch", "both"], default="auto")
     parser.add_argument("--peers", help="the Python of an environment with the other libraries")
     parser.add_argument("--pairs", "--rounds", dest="rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="a folder with speed.md and images/")
+    parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import machine, write_section
+from pages import folder, machine, write_section
 from solving import TASKS, ZOO, Trial
 from solving_report import draw, section
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=float, default=600, help="their seconds of training")
     parser.add_argument("--again", action="store_true", help="measure also what was measured")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "time_to_solve.json")
-    parser.add_argument("--write", type=Path, help="a folder with speed.md and images/")
+    parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:

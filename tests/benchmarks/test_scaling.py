@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,5 +76,14 @@ def test_a_command_writes_its_own_section_only() -> None:
     again = with_section(page, "scaling", "others")
     assert [again.count(f"numbers of {name}") for name in names] == [1, 0, 1]
     assert with_section(again, "scaling", "numbers of scaling") == page
-    with pytest.raises(ValueError, match="unpack"):
-        with_section("a page without marks", "speed", "text")
+
+
+def test_a_folder_without_the_page_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import scaling
+
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--write", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    assert "has no speed.md and images/: give docs" in capsys.readouterr().err
