@@ -87,6 +87,27 @@ ZOO: dict[str, dict[str, Any]] = {
     },
 }
 
+# rejax, configs/gymnax/cartpole.yaml at commit d751095 of June 2026
+REJAX: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {
+        "total_timesteps": 100_000,
+        "agent_kwargs": {"activation": "tanh"},
+        "num_envs": 5,
+        "num_steps": 100,
+        "num_epochs": 5,
+        "num_minibatches": 5,
+        "learning_rate": 0.00075,
+        "max_grad_norm": 0.5,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip_eps": 0.2,
+        "ent_coef": 0.01,
+        "vf_coef": 0.5,
+    }
+}
+
+TUNED = {"Stable-Baselines3": ZOO, "sbx": ZOO, "rejax": REJAX}  # what others are tuned to
+
 
 class Trial:
     """The training of one seed: a clock, and the evaluations with what it showed at each."""

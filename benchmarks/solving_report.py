@@ -10,7 +10,12 @@ import numpy as np
 from solving import TASKS
 
 Results = dict[str, dict[str, dict[str, Any]]]  # environment, library: settings, seeds, measured
-COLOURS = {"Upslope": "#4477aa", "Stable-Baselines3": "#ee6677", "sbx": "#ccbb44"}
+COLOURS = {
+    "Upslope": "#4477aa",
+    "Stable-Baselines3": "#ee6677",
+    "sbx": "#ccbb44",
+    "rejax": "#228833",
+}
 
 
 def seconds_of(seed: dict[str, Any]) -> float:

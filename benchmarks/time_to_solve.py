@@ -13,7 +13,7 @@ HalfCheetah-v5 the figure is the seconds that all its steps take, and the return
 
 Each seed is a process of its own, one after another. Results are kept as they come and not measured
 again, unless the settings changed or with --again; `--seeds 0` only writes. PEERS is an environment
-with requirements-peers.txt; what others are tuned to is `ZOO` in solving.py.
+with requirements-peers.txt; what others are tuned to is `TUNED` in solving.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from pages import folder, machine, write_section
-from solving import TASKS, ZOO, Trial
+from solving import TASKS, TUNED, Trial
 from solving_report import draw, section
 
 import upslope as us
@@ -40,7 +40,6 @@ from upslope.seeding import derive32
 
 HERE = Path(__file__).parent
 OURS = "Upslope"
-PEERS = {"Stable-Baselines3": "sb3", "sbx": "sbx"}
 
 # By environment: what is set otherwise than in the recipe, and why.
 FASTER: dict[str, dict[str, Any]] = {}
@@ -84,7 +83,7 @@ def measured(library: str, env: str, seed: int, chosen: argparse.Namespace) -> d
         command = [sys.executable, __file__, "--child", env, "--seed-from", str(seed)]
     else:
         script = str(HERE / "solving_peers.py")
-        command = [chosen.peers, script, PEERS[library], env, str(seed), str(chosen.peer_limit)]
+        command = [chosen.peers, script, library, env, str(seed), str(chosen.peer_limit)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(printed.splitlines()[-1])
 
@@ -96,9 +95,10 @@ def plan(chosen: argparse.Namespace) -> list[tuple[str, str, int, dict[str, Any]
         for env in chosen.envs:
             if i < chosen.seeds:
                 found.append((OURS, env, chosen.seed_from + i, dataclasses.asdict(recipe_of(env))))
-            if i < chosen.peer_seeds and chosen.peers and env in ZOO:
-                settings = ZOO[env] | {"limit": chosen.peer_limit}
-                found += [(library, env, chosen.seed_from + i, settings) for library in PEERS]
+            for library in TUNED if chosen.peers and i < chosen.peer_seeds else ():
+                if env in TUNED[library]:
+                    settings = TUNED[library][env] | {"limit": chosen.peer_limit}
+                    found.append((library, env, chosen.seed_from + i, settings))
     return found
 
 

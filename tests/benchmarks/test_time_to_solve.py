@@ -162,7 +162,7 @@ def test_what_was_measured_is_kept_until_settings_change(
     assert run("--seeds", "2", "--seed-from", "6") == []  # they were kept
     assert run("--seeds", "2", "--seed-from", "6", "--again") == ours
     peers = ("--peers", "python", "--peer-seeds", "1")
-    theirs = [("Stable-Baselines3", ENV, 6), ("sbx", ENV, 6)]
+    theirs = [(library, ENV, 6) for library in ("Stable-Baselines3", "sbx", "rejax")]
     assert run("--seeds", "2", "--seed-from", "6", *peers) == theirs
     monkeypatch.setitem(time_to_solve.FASTER, ENV, {"settings": {"n_epochs": 3}})
     assert run("--seeds", "1", "--seed-from", "6") == ours[:1]
