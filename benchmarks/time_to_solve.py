@@ -41,8 +41,16 @@ from upslope.seeding import derive32
 HERE = Path(__file__).parent
 OURS = "Upslope"
 
-# By environment: what is set otherwise than in the recipe, and why.
-FASTER: dict[str, dict[str, Any]] = {}
+# By environment: what is set otherwise than in the recipe, and why. Tuned on seeds from 100 on.
+FASTER: dict[str, dict[str, Any]] = {
+    # The recipe is for steps; this is for seconds. Four times the environments make a rollout four
+    # times as wide for little more time, and half the epochs are made up for by twice the step:
+    # seeds 100 to 114 took 0.2 to 0.7 s of processor time, with the recipe 100 to 109 0.8 to 2.3.
+    "CartPole-v1": {
+        "total_timesteps": 100_000,
+        "settings": {"n_envs": 32, "n_epochs": 10, "learning_rate": "linear(2e-3)"},
+    },
+}
 
 
 def recipe_of(env: str) -> Recipe:
