@@ -9,9 +9,11 @@ what its own policy earned from there with no limit in its way,
 
     G_t = sum_{k >= 0} gamma^k r_{t+k},      to where gamma^k < 0.001 at least,
 
-in two numbers: the explained variance 1 - Var[G_t - v(s_t)] / Var[G_t] over all of them, 1 when v
-is right, and the mean of v(s_T) - G_T at the limit itself, in the units the critic was trained in
-(rewards divided by their scale, where the recipe does so), beside the mean of G_T.
+in two numbers: the explained variance 1 - Var[G_t - v(s_t)] / Var[G_t] over all of them, and the
+mean of v(s_T) - G_T at the limit itself, in the units the critic was trained in (rewards divided by
+their scale, where the recipe does so), beside the mean of G_T. The first is below 1 even where v is
+right, since G_t is one draw of what follows s_t. Beside them stands the explained variance that the
+run itself logs, of the critic's targets, in the mean over the last tenth of training.
 """
 
 from __future__ import annotations
@@ -77,16 +79,19 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = recipes.find("ppo", chosen.env)
     steps = recipe.total_timesteps
-    columns = ("agent", "seed", "explained variance", "mean of v(s_T) - G_T", "of G_T", "return")
+    columns = ("agent", "seed", "explained variance, logged", "of G_t", "mean of v(s_T) - G_T")
+    columns += ("of G_T", "return")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for kind, name in ((us.PPO, "bootstraps at the limit"), (TruncationIsDeath, "limit as death")):
         for seed in range(chosen.seeds):
-            agent = kind(chosen.env, **recipe.settings | {"seed": seed}).learn(steps)
+            agent, logged = kind(chosen.env, **recipe.settings | {"seed": seed}), []
+            agent.learn(steps, lambda _, row: logged.append(row["explained_variance"]))
             value, earned = values_and_returns(agent, chosen.env, seed)
             explained = 1 - np.var(earned - value) / np.var(earned)
             error, truth = np.mean(value[-1] - earned[-1]), np.mean(earned[-1])
             mean, _ = us.evaluate_policy(agent, chosen.env, 100, backend=agent.stream.backend)
-            numbers = f"{explained:.3f} | {error:+.3f} | {truth:.3f} | {mean:.0f}"
+            late = np.mean(logged[-(len(logged) // 10) :])
+            numbers = f"{late:.3f} | {explained:.3f} | {error:+.3f} | {truth:.3f} | {mean:.0f}"
             lines += [f"| {name} | {seed} | {numbers} |"]
             print(lines[-1], flush=True)
     text = f"# The value at the time limit of {chosen.env}, PPO's recipe, {steps:,} steps\n\n"

@@ -1,4 +1,4 @@
-"""G1, G2, G3: rows, rewards and completions of language models: nothing lost, all is named."""
+"""G1, G2, G3, D1: Rows, rewards, losses and completions of language models: all is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import upslope as us
 from tests.language import cases, tiny
-from upslope.errors import ArgumentError, CheckpointError, RewardFault, RunError
+from upslope.errors import ArgumentError, CheckpointError, NotFiniteError, RewardFault, RunError
 
 pytestmark = pytest.mark.faults
 
@@ -77,6 +77,32 @@ def test_g2_a_reward_function_that_fails_is_named_and_the_run_goes_on_from_its_l
     mended = grpo(tmp_path / "out", dynamic_sampling=False)
     mended.train(resume_from_checkpoint=True)
     assert cases.same(cases.weights(mended), cases.weights(whole))
+
+
+@pytest.mark.parametrize("make", [grpo, dpo])
+def test_d1_a_loss_that_is_not_finite_stops_and_keeps_what_it_was_computed_from(
+    make, tmp_path, monkeypatch
+):
+    trainer = make(tmp_path / "out")
+    accumulate = trainer.optimization.accumulate
+
+    def fails_later(micro_batches: Any) -> tuple[float, list[float]]:
+        loss, squares = accumulate(micro_batches)
+        return (math.nan if trainer.step == 3 else loss), squares
+
+    monkeypatch.setattr(trainer.optimization, "accumulate", fails_later)
+    before: list[Any] = []
+    with pytest.raises(NotFiniteError, match="step 3: the loss is nan") as caught:
+        trainer.train(lambda trainer, _: before.append(cases.weights(trainer)) and None)
+    assert cases.same(cases.weights(trainer), before[-1])
+    assert caught.value.__notes__ == [
+        f"What it was computed from is in {tmp_path / 'out' / 'not-finite'}."
+    ]
+    whole = make(tmp_path / "whole").train()
+    again = make(tmp_path / "again")
+    again.train(resume_from_checkpoint=tmp_path / "out" / "not-finite")
+    assert again.step == whole.step
+    assert cases.same(cases.weights(again), cases.weights(whole))
 
 
 # ---- G3 ------------------------------------------------------------------------------------------

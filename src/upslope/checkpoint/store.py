@@ -31,7 +31,7 @@ import torch
 
 from upslope.checkpoint import codec, disk
 from upslope.checkpoint.codec import FILES, State
-from upslope.errors import ArgumentError, CheckpointError
+from upslope.errors import ArgumentError, CheckpointError, UpslopeError
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*-([0-9]{1,18})", re.ASCII)
 
@@ -119,6 +119,20 @@ def save_at(
         if old.exists():
             disk.discard(old)
     return target
+
+
+def put_aside(
+    path: str | Path, tensors: Mapping[str, torch.Tensor | np.ndarray], meta: Mapping[str, Any]
+) -> str:
+    """Save at `path` what an update that failed was computed from; returns a sentence that says so.
+
+    Raises nothing of its own, such as for a full disk: what went wrong first is what is told.
+    """
+    try:
+        save_at(path, tensors, meta)
+    except UpslopeError as error:
+        return f"What it was computed from could not be kept: {error}"
+    return f"What it was computed from is in {path}."
 
 
 def read(path: str | Path) -> State:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Generic, Self
 
 from torch import Tensor
 
-from upslope.errors import ArgumentError, RunError
+from upslope import checkpoint
+from upslope.errors import ArgumentError, NotFiniteError, RunError
 from upslope.language import saving
 from upslope.language.config import Config, make_config
 from upslope.language.models import (
@@ -158,7 +159,7 @@ class Trainer(Generic[Config]):
             shown=progress_bar,
         ) as records:
             while self.step < self.total_steps and not stopped:
-                metrics = self.one_step()
+                metrics = self.kept_if_it_fails(folder)
                 last = self.step >= self.total_steps
                 if self.has_evaluation and (last or due(self.step, config.eval_steps)):
                     metrics |= self.evaluated(folder)
@@ -173,6 +174,17 @@ class Trainer(Generic[Config]):
         if folder is not None and self.step >= self.total_steps and saved == self.step:
             saving.save_pretrained(self.model, self.tokenizer, folder / "last")
         return self
+
+    def kept_if_it_fails(self, folder: Path | None) -> dict[str, float]:
+        """Take a step; if it is not finite, put aside the state to take it again from."""
+        drawn = self.drawn
+        try:
+            return self.one_step()
+        except NotFiniteError as error:
+            self.drawn = drawn
+            if folder is not None:
+                error.add_note(checkpoint.put_aside(folder / "not-finite", *saving.state_of(self)))
+            raise
 
     def one_step(self) -> dict[str, float]:
         """Take one optimiser step and count it."""

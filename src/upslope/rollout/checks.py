@@ -7,7 +7,6 @@ environment, which value, which step and which seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ except ImportError:  # installed where there was no C++ compiler
 
 Array = np.ndarray
 SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
+SAFE = 1e76  # a sum of squares below it is of numbers that float32 holds
 LEFT_BY_DESIGN = frozenset(
     {
         "BipedalWalker-v3",
@@ -50,6 +50,7 @@ class Checks:
         self, n_envs: int, layout: Layout, masks: MaskLayout, env_id: str | None = None
     ) -> None:
         self.n_envs, self.layout, self.masks = n_envs, layout, masks
+        self.shape = (n_envs,)
         held = env_id not in LEFT_BY_DESIGN
         self.bounds = [_bounds(part) if held else None for part in layout.parts]
         self.limits = [
@@ -127,23 +128,25 @@ class Checks:
     def reward(self, raw: Any, skipped: Array | None) -> Array:
         """Return rewards [N] float32, 0 where `skipped` is True."""
         array = np.asarray(raw)
-        if array.shape != (self.n_envs,):
-            raise self.fault(f"rewards of shape {array.shape}, which takes {(self.n_envs,)}")
+        if array.shape != self.shape:
+            raise self.fault(f"rewards of shape {array.shape}, which takes {self.shape}")
         if array.dtype.kind not in "fiub":
             raise self.fault(f"rewards of type {array.dtype}, which takes numbers")
-        own = _copied(array, np.dtype(np.float32))
         if skipped is not None:
-            own[skipped] = 0
-        if not math.isfinite(own.dot(own)):  # sooner than to look at each; large ones overflow
-            self._check_finite(own, "reward")
+            array = array.copy()
+            array[skipped] = 0
+        if array.dtype == np.float64 and array.dot(array) < SAFE:  # sooner than to look at each
+            return array.astype(np.float32)
+        own = _copied(array, np.dtype(np.float32))
+        self._check_finite(own, "reward")
         return own
 
     def flags(self, name: str, raw: Any) -> Array:
         """Return `terminated` or `truncated`, [N] bool."""
         array = np.asarray(raw)
-        if array.shape != (self.n_envs,) or array.dtype.kind not in "biu":
+        if array.shape != self.shape or array.dtype.kind not in "biu":
             got = f"{array.dtype} of shape {array.shape}"
-            raise self.fault(f"`{name}` as {got}, which takes bool of shape {(self.n_envs,)}")
+            raise self.fault(f"`{name}` as {got}, which takes bool of shape {self.shape}")
         return array.astype(bool)
 
     def fault(self, what: str, index: int | None = None) -> EnvironmentFault:

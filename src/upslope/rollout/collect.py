@@ -84,10 +84,11 @@ class Collector:
         rollout.cut.clear()
         rollout.cut_mask.clear()
         rollout.memory.copy_(self.memory)
+        device = next(policy.parameters()).device
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
             for t in range(rollout.n_steps):
-                step, memory = self._step(t, policy, act, generator)
+                step, memory = self._step(t, policy, act, generator, device)
                 self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
@@ -102,15 +103,15 @@ class Collector:
         return rollout
 
     def _step(
-        self, t: int, policy: ActorCritic, act: Act, generator: torch.Generator
+        self, t: int, policy: ActorCritic, act: Act, draws: torch.Generator, device: torch.device
     ) -> tuple[Step, Tensor]:
         """Act on the current observations, into row t of the rollout; returns what came of it."""
-        rollout, device = self.rollout, next(policy.parameters()).device
+        rollout = self.rollout
         rollout.observation[t] = self.observation
         observation = torch.from_numpy(rollout.observation[t]).to(device)
         mask = self._recorded_mask(t, device)
         memory = self.memory.to(device)
-        action, rollout.log_prob[t], memory = act(observation, generator, memory, mask)
+        action, rollout.log_prob[t], memory = act(observation, draws, memory, mask)
         rollout.action[t] = action.cpu().numpy()
         return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
 

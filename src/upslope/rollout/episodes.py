@@ -48,11 +48,12 @@ class EpisodeCollector(Collector):
         rollout.cut_mask.clear()
         rollout.memory.copy_(self.memory)
         playing, t = self.stream.acting, -1
+        device = next(policy.parameters()).device
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
             while playing.any():
                 t += 1
-                step, memory = self._step(t, policy, act, generator)
+                step, memory = self._step(t, policy, act, generator, device)
                 step = counted(step, playing, at_last=t == last)
                 playing = playing & ~(step.terminated | step.truncated)
                 self._record(t, step, playing)

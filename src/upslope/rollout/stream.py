@@ -27,7 +27,7 @@ from upslope.policies.layout import Layout
 from upslope.policies.legal import MaskLayout
 from upslope.rollout.checks import Checks, id_of
 from upslope.rollout.masks import MaskSource
-from upslope.rollout.raised import note_of
+from upslope.rollout.raised import misfit_of, note_of
 from upslope.rollout.workers import close_environments
 
 Array = np.ndarray
@@ -234,6 +234,8 @@ class Stream:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            if misfit := misfit_of(error):
+                raise self._checks.fault(misfit[1], misfit[0]) from error
             action = args[0] if args else None
             error.add_note(note_of(error, self._env, self._checks.when(), action))
             raise

@@ -13,18 +13,13 @@ from torch import Tensor
 
 from upslope import checkpoint
 from upslope.agents.agent import Agent
-from upslope.errors import UpslopeError
 from upslope.rollout.buffer import ROWS
 
 
 def keep_evidence(folder: Path, agent: Agent[Any]) -> str:
     """Write the rollout and the agent as they are now; returns a sentence that says where."""
-    path = folder / "not-finite"
-    try:
-        tensors, meta = agent.state()
-        found = {name: getattr(agent.collector.rollout, name) for name in ROWS}
-        rows = {n: a for n, a in found.items() if isinstance(a, np.ndarray | Tensor)}
-        checkpoint.save_at(path, tensors | {f"rollout/{n}": a for n, a in rows.items()}, meta)
-    except UpslopeError as error:  # the disk is full: what went wrong first is what is told
-        return f"What it was computed from could not be kept: {error}"
-    return f"What it was computed from is in {path}."
+    tensors, meta = agent.state()
+    found = {name: getattr(agent.collector.rollout, name) for name in ROWS}
+    rows = {n: a for n, a in found.items() if isinstance(a, np.ndarray | Tensor)}
+    tensors |= {f"rollout/{name}": array for name, array in rows.items()}
+    return checkpoint.put_aside(folder / "not-finite", tensors, meta)
