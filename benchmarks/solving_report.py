@@ -28,35 +28,45 @@ def told(seconds: float) -> str:
     return f"{seconds:.3g}" if math.isfinite(seconds) else "not solved"
 
 
+def seeds_of(results: Results, env: str, library: str) -> list[dict[str, Any]]:
+    """Return what the seeds came to in their order; their names are text in the file."""
+    seeds = results.get(env, {}).get(library, {}).get("seeds", {})
+    return [seeds[name] for name in sorted(seeds, key=int)]
+
+
+def row(env: str, library: str, seeds: list[dict[str, Any]], ours: float) -> str:
+    """Return a row of the table; `ours` is Upslope's median, infinite where it has none."""
+    seconds = np.array([seconds_of(seed) for seed in seeds])
+    median = float(np.median(seconds))
+    comparable = math.isfinite(median) and math.isfinite(ours)
+    each = [
+        f"{one['seconds']:.3g}" if one["solved"] else f"not within {one['seconds']:.3g}"
+        for one in seeds
+    ]
+    cells = [
+        env,
+        library,
+        f"{sum(one['solved'] for one in seeds)} of {len(seeds)}",
+        told(median),
+        told(float(seconds.max())),
+        f"{np.median([one['cpu'] for one in seeds]):.3g}",
+        f"{np.median([one['steps'] for one in seeds]):,.0f}",
+        f"{median / ours:.1f}" if comparable else "",
+        f"{TASKS[env].aim:g}",
+        ", ".join(each),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def rows(results: Results) -> list[str]:
     """Return a row for each environment and library: all seeds count, unsolved ones as infinite."""
     lines = []
-    for env, task in TASKS.items():
-        ours = None
-        for library in (name for name in COLOURS if name in results.get(env, {})):
-            seeds = [results[env][library]["seeds"][s] for s in sorted_seeds(results[env][library])]
-            if not seeds:
-                continue
-            seconds = np.array([seconds_of(seed) for seed in seeds])
-            median = float(np.median(seconds))
-            ours = median if ours is None and library == "Upslope" else ours
-            ratio = median / ours if ours and math.isfinite(median) else math.nan
-            each = [
-                f"{one['seconds']:.3g}" if one["solved"] else f"not within {one['seconds']:.3g}"
-                for one in seeds
-            ]
-            cells = [env, library, f"{sum(one['solved'] for one in seeds)} of {len(seeds)}"]
-            cells += [told(median), told(float(seconds.max()))]
-            cells += [f"{np.median([one['cpu'] for one in seeds]):.3g}"]
-            cells += [f"{np.median([one['steps'] for one in seeds]):,.0f}"]
-            cells += [f"{ratio:.1f}" if math.isfinite(ratio) else "", f"{task.aim:g}"]
-            lines.append(f"| {' | '.join([*cells, ', '.join(each)])} |")
+    for env in TASKS:
+        own = [seconds_of(seed) for seed in seeds_of(results, env, "Upslope")]
+        ours = float(np.median(own)) if own else math.inf
+        found = {library: seeds_of(results, env, library) for library in COLOURS}
+        lines += [row(env, library, seeds, ours) for library, seeds in found.items() if seeds]
     return lines
-
-
-def sorted_seeds(entry: dict[str, Any]) -> list[str]:
-    """Return the seeds of an entry, which are text in the file, in their order."""
-    return sorted(entry["seeds"], key=int)
 
 
 def section(results: Results) -> str:
@@ -77,8 +87,8 @@ def section(results: Results) -> str:
         *rows(results),
         "",
     ]
-    for env, libraries in results.items():
-        seeds = libraries.get("Upslope", {"seeds": {}})["seeds"].values()
+    for env in results:
+        seeds = seeds_of(results, env, "Upslope")
         if TASKS[env].target is None and seeds:
             figures = [one["evaluations"][-1]["figure"] for one in seeds]
             lines += [
@@ -106,7 +116,7 @@ def draw(results: Results, path: Path) -> None:
         libraries = [name for name in COLOURS if name in results[env]]
         for k, library in enumerate(libraries):
             height = y + 0.5 * ((len(libraries) - 1) / 2 - k) / max(1, len(libraries) - 1)
-            for seed in results[env][library]["seeds"].values():
+            for seed in seeds_of(results, env, library):
                 filled = COLOURS[library] if seed["solved"] else "none"
                 style = {"edgecolors": COLOURS[library], "linewidths": 1.2, "alpha": 0.8}
                 axes.scatter(seed["seconds"], height, s=36, facecolors=filled, **style)
