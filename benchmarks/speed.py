@@ -17,6 +17,7 @@ programs run. PEERS is an environment with requirements-peers.txt.
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
 import resource
 import subprocess
@@ -25,6 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from pages import folder, machine, write_section
 
 ITERATIONS, WARM_UP = 20, 2
 HERE = Path(__file__).parent
@@ -118,6 +120,20 @@ def table(found: dict[str, list[list[float]]]) -> str:
     return "\n".join([*lines, "", f"Matrix products: {rates}. {limit.shape[1]} rounds."])
 
 
+def section(shape: list[int], text: str) -> str:
+    """Return the section of the page on speed: heading, picture, table."""
+    shape = "{:,} environments, {} steps a rollout, minibatches of {:,}".format(*shape)
+    return f"""## PPO on CartPole-v1
+
+![Steps per second, from the slowest round to the fastest](images/speed.png)
+
+{shape}, unless the table says otherwise.
+
+{text}
+
+Measured {datetime.date.today()}, {machine()}."""
+
+
 def draw(speeds: dict[str, list[float]], path: Path) -> None:
     """Draw a bar for each contestant, from the slowest round to the fastest."""
     import matplotlib.pyplot as plt
@@ -141,7 +157,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["auto", "native", "torch", "both"], default="auto")
     parser.add_argument("--peers", help="the Python of an environment with the other libraries")
     parser.add_argument("--pairs", "--rounds", dest="rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, help="a folder for speed-table.md, images/speed.png")
+    parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -160,12 +176,9 @@ def main() -> None:
     text = table(found)
     print(text)
     if chosen.write:
-        shape = "{} environments x {} steps, minibatch {}".format(*chosen.shape)
-        (chosen.write / "speed-table.md").write_text(f"{shape}\n\n{text}\n")
-        draw(
-            {name: [row[0] for row in rows] for name, rows in found.items()},
-            chosen.write / "images" / "speed.png",
-        )
+        write_section(chosen.write, "speed", section(chosen.shape, text))
+        speeds = {name: [row[0] for row in rows] for name, rows in found.items()}
+        draw(speeds, chosen.write / "images" / "speed.png")
 
 
 if __name__ == "__main__":

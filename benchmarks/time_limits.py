@@ -85,7 +85,7 @@ def main() -> None:
     for kind, name in ((us.PPO, "bootstraps at the limit"), (TruncationIsDeath, "limit as death")):
         for seed in range(chosen.seeds):
             agent, logged = kind(chosen.env, **recipe.settings | {"seed": seed}), []
-            agent.learn(steps, lambda _, row: logged.append(row["explained_variance"]))
+            agent.learn(steps, lambda _, row, all=logged: all.append(row["explained_variance"]))
             value, earned = values_and_returns(agent, chosen.env, seed)
             explained = 1 - np.var(earned - value) / np.var(earned)
             error, truth = np.mean(value[-1] - earned[-1]), np.mean(earned[-1])
