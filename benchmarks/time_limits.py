@@ -1,7 +1,7 @@
 """What treating a time limit as death does to the value, where no episode ever terminates.
 
     python benchmarks/time_limits.py                       # Pendulum-v1, five seeds
-    python benchmarks/time_limits.py --env HalfCheetah-v5 --seeds 1
+    python benchmarks/time_limits.py --env HalfCheetah-v5 --steps 3000000
 
 Two agents are trained alike, but one is told that an episode which was cut had terminated. Then
 many episodes are played past the limit T, and v(s_t) of each critic, t = 0 ... T, is held against
@@ -75,10 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--env", default="Pendulum-v1", choices=["Pendulum-v1", "HalfCheetah-v5"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=None, help="default: as the recipe says")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     recipe = recipes.find("ppo", chosen.env)
-    steps = recipe.total_timesteps
+    steps = chosen.steps or recipe.total_timesteps
     columns = ("agent", "seed", "explained variance, logged", "of G_t", "mean of v(s_T) - G_T")
     columns += ("of G_T", "return")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

@@ -16,7 +16,7 @@ from upslope.errors import ArgumentError, NotFiniteError
 from upslope.language import rollouts
 from upslope.language.generation import Completions
 from upslope.language.grpo import HEADLINE
-from upslope.language.optimization import signal_to_noise
+from upslope.language.optimization import of_parts
 from upslope.losses.group import LOSS_TYPES
 
 
@@ -244,11 +244,11 @@ def test_signal_to_noise_is_that_of_the_gradient_package():
     chunks = torch.randn(5, 30, generator=torch.Generator().manual_seed(0)) + 1
     sizes = torch.tensor([3, 1, 4, 1, 5])
     parts = chunks * sizes[:, None] / sizes.sum()
-    found = signal_to_noise(
+    found = of_parts(
         parts.square().sum(1).tolist(), sizes.tolist(), float(parts.sum(0).square().sum())
     )
     assert found == pytest.approx(us.gradient.quality(chunks, sizes).signal_to_noise, rel=1e-4)
-    assert math.isnan(signal_to_noise([1.0], [3], 1.0))
+    assert math.isnan(of_parts([1.0], [3], 1.0))
 
 
 def test_with_lora_only_the_adapter_is_trained_and_the_reference_is_without_it():

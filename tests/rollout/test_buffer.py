@@ -70,7 +70,7 @@ def test_chunks_are_a_partition_by_environment(n_steps, n_envs, at_most, seed):
     chunks = rollout.chunks(index, at_most)
     environments = index % n_envs
     if chunks is None:
-        groups = environments % min(at_most, n_envs, max(2, len(index) // 64))
+        groups = environments % min(at_most, n_envs, max(2, len(index) // 128))
         assert len(groups.unique()) == 1
         return
     assert 2 <= len(chunks.sizes) <= at_most
@@ -86,10 +86,10 @@ def test_one_environment_gives_no_chunks():
     assert rollout.chunks(torch.arange(64)) is None
     rollout = rollout_of(64, 4)
     assert rollout.chunks(torch.arange(0, 256, 4)) is None  # all of environment 0
-    assert rollout.chunks(torch.arange(256)).sizes.tolist() == [64] * 4
+    assert rollout.chunks(torch.arange(256)).sizes.tolist() == [128] * 2
 
 
-@pytest.mark.parametrize(("rows", "groups"), [(64, 2), (191, 2), (192, 3), (512, 8), (4096, 8)])
+@pytest.mark.parametrize(("rows", "groups"), [(64, 2), (383, 2), (384, 3), (1024, 8), (4096, 8)])
 def test_a_small_minibatch_is_cut_into_few_chunks(rows, groups):
     assert len(rollout_of(64, 64).chunks(torch.arange(rows)).sizes) == groups
 

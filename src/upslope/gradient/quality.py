@@ -14,6 +14,7 @@ batch sizes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,17 +82,14 @@ def quality(
 
     # K numbers each: NumPy's calls take a fifth of the time of torch's
     samples = float(size.sum())
-    mean_square = float(size @ along) / samples**2
-    noise = max(float(size @ square - samples * mean_square) / (chunks - 1), 0.0)
-    signal = mean_square - noise / samples
+    noise, signal = _noise_and_signal(square, size, float(size @ along) / samples**2)
     resolved = signal > 0
     scale = noise / signal if resolved else math.nan
-    ratio = samples / scale if scale > 0 else math.inf
 
     others = (along - size * square) / (samples - size)  # g_k · ḡ_{-k}
     return GradientQuality(
         resolved=resolved,
-        signal_to_noise=ratio if resolved else math.nan,
+        signal_to_noise=_ratio(noise, signal, samples),
         noise_scale=scale,
         cosine=math.sqrt(1 / (1 + scale / samples)),
         ascent_probability=student_t_cdf(_t_value(others), chunks - 1),
@@ -100,6 +98,36 @@ def quality(
         chunks=chunks,
         samples=int(samples),
     )
+
+
+def signal_to_noise(
+    square: Sequence[float], chunk_size: Sequence[int], mean_square: float
+) -> float:
+    """Return |G|² / (tr Σ / B), a power ratio, from |g_k|² and b_k of K chunks, and |ḡ|².
+
+    What `quality` says of it, for who has no time for the rest or not all g_k at once. nan with
+    fewer than two chunks, and where the noise hides the signal.
+    """
+    if len(square) < 2:
+        return math.nan
+    size = np.asarray(chunk_size, float)
+    noise, signal = _noise_and_signal(np.asarray(square, float), size, mean_square)
+    return _ratio(noise, signal, float(size.sum()))
+
+
+def _noise_and_signal(
+    square: np.ndarray, size: np.ndarray, mean_square: float
+) -> tuple[float, float]:
+    """Return tr Σ and |G|², the second without bias."""
+    samples = float(size.sum())
+    noise = max(float(size @ square - samples * mean_square) / (len(size) - 1), 0.0)
+    return noise, mean_square - noise / samples
+
+
+def _ratio(noise: float, signal: float, samples: float) -> float:
+    if signal <= 0:
+        return math.nan
+    return signal * samples / noise if noise > 0 else math.inf
 
 
 def _inner_products(gradients: Tensor) -> np.ndarray:

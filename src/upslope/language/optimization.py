@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from upslope.errors import ConfigError, NotFiniteError, suggest
+from upslope.gradient.quality import signal_to_noise
 from upslope.language.config import TrainingConfig
 from upslope.language.requirements import need
 
@@ -84,10 +85,9 @@ class Optimization:
             group["lr"] = rate
         self.adam.step()
         self.adam.zero_grad()
-        sizes = [micro.samples for micro in micro_batches]
         return {
             "grad_norm": norm,
-            "signal_to_noise": signal_to_noise(squares, sizes, norm**2),
+            "signal_to_noise": of_parts(squares, [m.samples for m in micro_batches], norm**2),
             "learning_rate": rate,
             "loss": loss,
         }
@@ -147,17 +147,11 @@ def schedule(config: TrainingConfig, total_steps: int) -> Callable[[int], float]
     return function
 
 
-def signal_to_noise(squares: Sequence[float], sizes: Sequence[int], square: float) -> float:
+def of_parts(squares: Sequence[float], sizes: Sequence[int], square: float) -> float:
     """Return |G|² B / tr Σ of an update: from |g_k|² and b_k of its parts, and |g|².
 
     nan with fewer than two parts, or where the noise hides the signal.
     """
-    parts, samples = len(squares), sum(sizes)
-    if parts < 2:
-        return math.nan
-    spread = sum(s * (samples / b) ** 2 * b for s, b in zip(squares, sizes, strict=True))
-    trace = max(0.0, (spread - samples * square) / (parts - 1))
-    signal = square - trace / samples
-    if signal <= 0:
-        return math.nan
-    return signal * samples / trace if trace > 0 else math.inf
+    samples = sum(sizes)
+    whole = [s * (samples / b) ** 2 for s, b in zip(squares, sizes, strict=False)]
+    return signal_to_noise(whole, sizes[: len(whole)], square)

@@ -28,7 +28,7 @@ ROWS = (
     *("observation", "action", "log_prob", "reward", "value", "next_value", "advantage", "target"),
     *("terminated", "truncated", "valid"),
 )
-ROWS_IN_CHUNK = 64
+ROWS_IN_CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)

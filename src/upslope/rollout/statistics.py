@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upslope.gradient.quality import quality
+from upslope.gradient.quality import signal_to_noise
 from upslope.rollout import native_returns
 from upslope.rollout.buffer import Chunks, Rollout
 
@@ -46,4 +46,7 @@ def mean_of(name: str, history: Sequence[dict[str, Tensor]]) -> float:
 
 def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:
     """Return the signal-to-noise of a step, a power ratio; nan where the noise hides the signal."""
-    return quality(chunk_gradients, chunks.sizes).signal_to_noise
+    gradients, size = chunk_gradients.cpu().numpy(), chunks.sizes.numpy()
+    mean = (size / size.sum()).astype(gradients.dtype) @ gradients
+    square = [float(each @ each) for each in gradients]
+    return signal_to_noise(square, size.tolist(), float(mean @ mean))
