@@ -29,18 +29,25 @@ class Seen(NamedTuple):
     slope: Tensor
 
 
-def are_known(policy: ActorCritic) -> bool:
-    """Whether `recorded` sees all that the policy is made of: perceptrons and the usual head."""
-    head = policy.head
+def layers_of(policy: ActorCritic) -> list[nn.Module]:
+    """Return what the policy's own parameters are in: perceptrons and the usual head.
+
+    Empty where there is more than `recorded` sees, or a parameter that does not learn.
+    """
+    head, own = policy.head, {id(parameter) for parameter in policy.policy_parameters()}
     if policy.perceptrons() is None or type(head) is not ActionHead:
-        return False
+        return []
     joint = head.layout.nested and bool(head.boxes)  # a Box among others: several distributions
-    return not joint and all(parameter.requires_grad for parameter in policy.parameters())
+    if joint or not all(parameter.requires_grad for parameter in policy.parameters()):
+        return []
+    linear = [each for each in policy.modules() if isinstance(each, nn.Linear)]
+    found: list[nn.Module] = [each for each in linear if id(each.weight) in own]
+    return [*found, head] if head.boxes else found
 
 
 @contextmanager
-def recorded(policy: ActorCritic) -> Iterator[list[Seen]]:
-    """Return a list that a backward pass through the policy's own parameters fills."""
+def recorded(layers: Sequence[nn.Module]) -> Iterator[list[Seen]]:
+    """Return a list that a backward pass through `layers_of` a policy fills."""
     seen: list[Seen] = []
 
     def linear(layer: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
@@ -49,11 +56,10 @@ def recorded(policy: ActorCritic) -> Iterator[list[Seen]]:
     def gaussian(head: nn.Module, _: Any, distribution: Any) -> None:
         distribution.log_std.register_hook(lambda slope: seen.append(Seen(head, None, slope)))
 
-    own = {id(parameter) for parameter in policy.policy_parameters()}
-    layers = [each for each in policy.modules() if isinstance(each, nn.Linear)]
-    hooks = [each.register_forward_hook(linear) for each in layers if id(each.weight) in own]
-    if policy.head.boxes:
-        hooks.append(policy.head.register_forward_hook(gaussian))
+    hooks = [
+        each.register_forward_hook(linear if isinstance(each, nn.Linear) else gaussian)
+        for each in layers
+    ]
     try:
         yield seen
     finally:

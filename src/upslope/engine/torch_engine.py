@@ -54,7 +54,8 @@ class TorchEngine:
         self.steps = 0
         self.chunk_gradients = torch.zeros(0, self.flat.leading_size)
         # Policies that are differentiated chunk by chunk pay for each one.
-        self.most_chunks = 8 if row_gradients.are_known(policy) else 2
+        self.layers = row_gradients.layers_of(policy)
+        self.most_chunks = 8 if self.layers else 2
         # Whose sums: what an exact resume must not change.
         native = policy.memory_size > 0 and native_cells.applies(self.flat.value)
         self.rounding = f"torch, memory {native_cells.rounding()}" if native else "torch"
@@ -81,8 +82,8 @@ class TorchEngine:
         if chunks is None:
             value, metrics = loss(self.policy, batch[index])
             value.backward()
-        elif row_gradients.are_known(self.policy):
-            with row_gradients.recorded(self.policy) as seen:
+        elif self.layers:
+            with row_gradients.recorded(self.layers) as seen:
                 value, metrics = loss(self.policy, batch[chunks.index])
                 value.backward()
             self.chunk_gradients = row_gradients.of_groups(seen, self.flat, chunks.sizes)
