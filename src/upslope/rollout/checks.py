@@ -131,7 +131,11 @@ class Checks:
     ) -> tuple[Array, Array, Array]:
         """Return rewards [N] float32, 0 where `counted` [N] is False, and both kinds of end."""
         if BUILT:
-            own = np.empty(self.shape, FLOAT32), np.empty(self.shape, bool), np.empty(self.shape, bool)
+            own = (
+                np.empty(self.shape, FLOAT32),
+                np.empty(self.shape, bool),
+                np.empty(self.shape, bool),
+            )
             if _native.take_signals(reward, terminated, truncated, counted, *own):
                 return own  # otherwise what follows says what is wrong
         return (
