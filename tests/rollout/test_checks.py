@@ -269,3 +269,22 @@ def test_each_number_is_looked_at(bad, built, monkeypatch):
                 continue
             with pytest.raises(EnvironmentFault, match=f"environment {row} returned"):
                 held.observation(wrong)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("built", [True, False])
+def test_each_reward_is_looked_at_where_it_counts(bad, dtype, built, monkeypatch):
+    monkeypatch.setattr("upslope.rollout.checks.BUILT", built and checks.BUILT)
+    held = checks.Checks(3, Layout(BOX), MaskLayout(spaces.Discrete(2)))
+    ends = np.array([True, False, False]), np.array([False, False, True])
+    for row in range(3):
+        reward, others = np.array([1, -2, 3], dtype), np.arange(3) != row
+        with np.errstate(over="ignore"):
+            reward[row] = bad
+        own = held.signals(reward, *ends, others)
+        assert own[0].tolist() == np.where(others, [1, -2, 3], 0).tolist()
+        assert [own[1].tolist(), own[2].tolist()] == [end.tolist() for end in ends]
+        assert [one.dtype for one in own] == [np.float32, bool, bool]
+        with pytest.raises(EnvironmentFault, match=rf"environment {row} returned -?(nan|inf) as r"):
+            held.signals(reward, *ends, np.ones(3, bool))

@@ -27,7 +27,7 @@ except ImportError:  # installed where there was no C++ compiler
 
 Array = np.ndarray
 SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
-SAFE = 1e76  # a sum of squares below it is of numbers that float32 holds
+FLOAT32 = np.dtype(np.float32)
 LEFT_BY_DESIGN = frozenset(
     {
         "BipedalWalker-v3",
@@ -91,12 +91,13 @@ class Checks:
         rows: Array | None,
         n: int,
     ) -> Array:
-        array, shape = np.asarray(raw), (n, *part.shape)
-        if limits is not None and array.dtype == np.float32 and array.shape == shape:
+        array = np.asarray(raw)
+        if limits is not None and array.dtype == FLOAT32:
             own = array.copy()
-            if _native.inside(own.reshape(n, -1), *limits):
+            if _native.inside(own, n, *limits):
                 return own  # otherwise what follows says what is wrong
-        dtype, of = np.dtype(part.space.dtype), f"an {name}{part.named()}"
+        shape, dtype = (n, *part.shape), np.dtype(part.space.dtype)
+        of = f"an {name}{part.named()}"
         if array.shape != shape:
             raise self.fault(f"{of} of shape {array.shape} where the space says {shape}")
         if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -125,19 +126,33 @@ class Checks:
             raise self.fault("an action mask with no legal action", row)
         return mask
 
-    def reward(self, raw: Any, skipped: Array | None) -> Array:
-        """Return rewards [N] float32, 0 where `skipped` is True."""
+    def signals(
+        self, reward: Any, terminated: Any, truncated: Any, counted: Array
+    ) -> tuple[Array, Array, Array]:
+        """Return rewards [N] float32, 0 where `counted` [N] is False, and both kinds of end."""
+        if BUILT:
+            own = (
+                np.empty(self.shape, FLOAT32),
+                np.empty(self.shape, bool),
+                np.empty(self.shape, bool),
+            )
+            if _native.take_signals(reward, terminated, truncated, counted, *own):
+                return own  # otherwise what follows says what is wrong
+        return (
+            self.reward(reward, counted),
+            self.flags("terminated", terminated),
+            self.flags("truncated", truncated),
+        )
+
+    def reward(self, raw: Any, counted: Array) -> Array:
+        """Return rewards [N] float32, 0 where `counted` [N] is False."""
         array = np.asarray(raw)
         if array.shape != self.shape:
             raise self.fault(f"rewards of shape {array.shape}, which takes {self.shape}")
         if array.dtype.kind not in "fiub":
             raise self.fault(f"rewards of type {array.dtype}, which takes numbers")
-        if skipped is not None:
-            array = array.copy()
-            array[skipped] = 0
-        if array.dtype == np.float64 and array.dot(array) < SAFE:  # sooner than to look at each
-            return array.astype(np.float32)
-        own = _copied(array, np.dtype(np.float32))
+        own = _copied(array, FLOAT32)
+        own[~counted] = 0
         self._check_finite(own, "reward")
         return own
 
@@ -197,8 +212,8 @@ def _limits(part: Part, bounds: tuple[Array, Array] | None) -> tuple[Array, Arra
     if not BUILT or part.space.dtype != np.float32 or part.size == 0:
         return None
     low, high = (-np.inf, np.inf) if bounds is None else bounds
-    flat = [np.broadcast_to(np.float32(bound), part.shape).flatten() for bound in (low, high)]
-    return flat[0], flat[1]
+    each = [np.broadcast_to(np.float32(bound), part.shape).copy() for bound in (low, high)]
+    return each[0], each[1]
 
 
 def _copied(array: Array, dtype: np.dtype[Any]) -> Array:

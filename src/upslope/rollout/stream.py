@@ -151,9 +151,9 @@ class Stream:
         if not self._declared:
             self._check_assumption(raw_reward, valid, info)
         after = next_observation = self._checks.observation(raw)
-        reward = self._checks.reward(raw_reward, None if self._all_acting else ~valid)
-        terminated = self._checks.flags("terminated", raw_terminated)
-        truncated = self._checks.flags("truncated", raw_truncated)
+        reward, terminated, truncated = self._checks.signals(
+            raw_reward, raw_terminated, raw_truncated, valid
+        )
         ended = terminated | truncated
         if not self._all_acting:
             terminated &= valid
