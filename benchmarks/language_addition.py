@@ -89,10 +89,13 @@ def problems(seed: int, wrong: float = WRONG) -> tuple[list[Row], list[Row]]:
 
 
 def supervise(
-    model: Any, tokenizer: Any, rows: list[Row], steps: int, seed: int, rate: float
+    model: Any, tokenizer: Any, rows: list[Row], steps: int, seed: int, rate: tuple[float, float]
 ) -> None:
-    """Maximise the likelihood of the demonstrations: the policy gradient with an advantage of 1."""
-    adam = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
+    """Maximise the likelihood of the demonstrations: the policy gradient with an advantage of 1.
+
+    The step size goes from one to the other, so that what is left is what they are wrong in.
+    """
+    adam = torch.optim.AdamW(model.parameters(), lr=rate[0], weight_decay=0.01, fused=True)
     end = tokenizer.eos_token_id
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in rows]
     answers = [[*tokenizer(row["shown"])["input_ids"], end] for row in rows]
@@ -106,7 +109,7 @@ def supervise(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in adam.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100)
+            group["lr"] = float(np.interp(step, (0, 100, steps), (0, *rate)))
         adam.step()
         adam.zero_grad()
 
@@ -131,8 +134,8 @@ def both(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Settings:
-    supervised_steps: int = 1500
-    supervised_rate: float = 3e-3
+    supervised_steps: int = 2000
+    supervised_rates: tuple[float, float] = (3e-3, 3e-4)
     grpo_steps: int = 250
     grpo_rate: float = 1e-3
     group: int = 16
@@ -144,13 +147,14 @@ def run(seed: int, settings: Settings, say: Callable[[str], None] = print) -> di
     train, held_out = problems(seed)
     start = time.perf_counter()
     model = make_model(seed, tokenizer)
-    supervise(model, tokenizer, train, settings.supervised_steps, seed, settings.supervised_rate)
+    supervise(model, tokenizer, train, settings.supervised_steps, seed, settings.supervised_rates)
     result: dict[str, Any] = {"seed": seed, "start": both(model, tokenizer, held_out)}
     supervised = time.perf_counter()
     say(f"seed {seed}: supervised to {result['start']} in {supervised - start:.0f} s")
 
     control = copy.deepcopy(model)
-    supervise(control, tokenizer, train, settings.grpo_steps, seed + 1, settings.supervised_rate)
+    last = settings.supervised_rates[-1]
+    supervise(control, tokenizer, train, settings.grpo_steps, seed + 1, (last, last))
     result["control"] = both(control, tokenizer, held_out)
     begun = time.perf_counter()
     curve: list[tuple[int, float]] = []

@@ -110,17 +110,20 @@ def go_on(folder: Path) -> run.Outcome:
     return run.train(folder, RunConfig.read(folder), progress=False, say=lambda _: None)
 
 
-IN_EVALUATION = Evaluation(freq=200, episodes=1, final_episodes=2, env_kwargs={"at": 7})
-
-
-def test_a_stop_inside_an_evaluation_is_at_once_and_changes_nothing(tmp_path: Path) -> None:
-    signalled(tmp_path / "whole", evaluation=IN_EVALUATION)
+@pytest.mark.parametrize("iteration", [2, 3])  # the third is the last
+def test_a_stop_inside_an_evaluation_is_at_once_and_changes_nothing(
+    iteration: int, tmp_path: Path
+) -> None:
+    at = Evaluation(freq=100 * iteration, episodes=1, final_episodes=2, env_kwargs={"at": 7})
+    signalled(tmp_path / "whole", evaluation=at)
     assert go_on(tmp_path / "whole").finished
     folder = tmp_path / "a"
-    signalled(folder, signal.SIGTERM, evaluation=IN_EVALUATION)
+    signalled(folder, signal.SIGTERM, evaluation=at)
     outcome = go_on(folder)
     assert (outcome.finished, outcome.exit_code) == (False, 143)
-    assert saved(folder)[0].name == "step-000000000001"  # the second waits for its evaluation
+    assert (
+        saved(folder)[0].name == f"step-{iteration - 1:012d}"
+    )  # the next one waits for its evaluation
     assert not (folder / "best").exists()
     assert go_on(folder).finished
     assert end_of(folder) == end_of(tmp_path / "whole")

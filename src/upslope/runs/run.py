@@ -133,7 +133,7 @@ def train(
                 saved, last_save = agent.iteration, time.monotonic()
             return None
 
-        evaluation = config.evaluation
+        evaluation, finished = config.evaluation, False
         try:
             agent.go_on(
                 after_iteration,
@@ -144,6 +144,7 @@ def train(
             )
             if agent.iteration != saved:
                 save(folder, agent)
+            finished = agent.num_timesteps >= agent.target_timesteps
         except Interrupted:  # nothing is saved: the evaluation would be missing from what goes on
             pass
         except Exception as error:
@@ -154,7 +155,6 @@ def train(
         finally:
             metrics.close()
             torch.set_num_threads(agent.engine.threads)
-    finished = agent.num_timesteps >= agent.target_timesteps
     return Outcome(agent, finished, signals.exit_code)
 
 
