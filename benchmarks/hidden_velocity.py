@@ -26,7 +26,7 @@ def main() -> None:
     for policy in ("lstm", "gru", "mlp"):
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
             jobs = [
-                pool.submit(run, "ppo", ENV, seed, Path(folder), "--policy", policy)
+                pool.submit(run, ("ppo", ENV), seed, Path(folder), "--policy", policy)
                 for seed in SEEDS
             ]
             found = [job.result() for job in jobs]
