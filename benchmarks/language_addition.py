@@ -1,7 +1,7 @@
-"""GRPO on addition: from demonstrations of which 45 % are wrong to answers that are right.
+"""GRPO on addition: from demonstrations of which 55 % are wrong to answers that are right.
 
 A character-level Llama of 0.14 million parameters is trained from nothing on "37+58=" -> "095",
-where 45 % of the answers shown are a wrong number: supervision then teaches it to be wrong 45 % of
+where 55 % of the answers shown are a wrong number: supervision then teaches it to be wrong 55 % of
 the time. GRPO asks for right answers, which a rule verifies. The control is supervised for as many
 more steps on the same demonstrations. Problems that are tested were never shown.
 
@@ -37,7 +37,7 @@ from upslope.losses import policy_gradient_loss
 from upslope.seeding import generator
 
 LARGEST = 100  # both numbers are below
-WRONG = 0.45
+WRONG = 0.55
 HELD_OUT = 1000
 BATCH = 128  # demonstrations in a supervised step, completions in one of GRPO
 
@@ -134,9 +134,9 @@ def both(model: Any, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Settings:
-    supervised_steps: int = 2000
-    supervised_rates: tuple[float, float] = (3e-3, 3e-4)
-    grpo_steps: int = 250
+    supervised_steps: int = 2500
+    supervised_rates: tuple[float, float] = (3e-3, 1e-4)
+    grpo_steps: int = 300
     grpo_rate: float = 1e-3
     group: int = 16
 

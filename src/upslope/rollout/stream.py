@@ -87,6 +87,7 @@ class Stream:
         self.n_envs = int(env.num_envs)
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
+        self._action_shape = env.action_space.shape  # of all; None where it is nested
         self.autoreset_mode, self._declared = _autoreset_mode(env)
         self.layout = Layout(self.observation_space)
         """Where the parts of an observation are in the arrays of this stream."""
@@ -220,14 +221,12 @@ class Stream:
     def _checked_action(self, action: Any) -> Any:
         if not self.running:
             raise ArgumentError("step takes a stream that was reset and not closed since")
-        shape = self._env.action_space.shape
-        if shape is None:
+        if self._action_shape is None:
             return action
         array = np.asarray(action)
-        if array.shape != shape:
-            raise ShapeError(
-                f"action takes shape {shape}, one for each environment, got {array.shape}"
-            )
+        if array.shape != self._action_shape:
+            takes = f"{self._action_shape}, one for each environment"
+            raise ShapeError(f"action takes shape {takes}, got {array.shape}")
         return array
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
