@@ -232,8 +232,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> Path:
         if len(results) > 1:
             right.errorbar(places, *zip(*bars, strict=True), fmt="none", ecolor="#22303c", lw=1)
     right.set_xticks(np.arange(3) + 0.19, ["supervised", "longer", "GRPO"])
-    right.set(ylim=(0, 1), title="held out")
-    right.legend(frameon=False, loc="upper left")
+    right.set(ylim=(0, 1.15), title="held out")
+    right.legend(frameon=False, loc="upper center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
