@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import upslope as us
 from tests.command import ROOT
 from upslope import checkpoint
+from upslope.checkpoint import codec
 from upslope.cli import language
 from upslope.errors import CheckpointError, ConfigError, RunError
 from upslope.runs.configuration import RunConfig
@@ -76,3 +78,19 @@ def test_what_a_file_says_takes_no_memory(tmp_path: Path) -> None:
     checkpoint.save_at(tmp_path / "a", tensors, meta)
     with pytest.raises(CheckpointError, match=r"expected int64 \[1000000000000, 1\]"):
         us.load(tmp_path / "a")
+
+
+def test_files_and_headers_beyond_their_bounds_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint.save_at(tmp_path / "a", {"w": torch.zeros(2)}, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(codec, "MAX_HEADER_BYTES", 8)
+        with pytest.raises(CheckpointError, match=r"has a header of \d+ bytes; at most 8 are read"):
+            checkpoint.read(path)
+    for name in codec.MAX_BYTES:
+        with monkeypatch.context() as patched:
+            patched.setitem(codec.MAX_BYTES, name, 1)
+            with pytest.raises(CheckpointError, match=rf"{name} has \d+ bytes; at most 1 are read"):
+                checkpoint.read(path)
+    assert checkpoint.read(path).meta == {}
