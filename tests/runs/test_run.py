@@ -71,6 +71,20 @@ def test_what_differs_is_said_and_what_is_finished_stays_as_it_is(
     assert {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").glob("*/*")} == before
 
 
+def test_rows_behind_the_checkpoint_that_is_gone_on_from_are_written_anew(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, checkpoint_seconds=0.0)
+    folder = tmp_path / "a"
+    run.create(folder, config)
+    run.train(folder, config, progress=False)
+    before = [(row["iteration"], row["approx_kl"]) for row in read_metrics(folder / "metrics.csv")]
+    for newest in sorted((folder / "checkpoints").iterdir())[-2:]:
+        shutil.rmtree(newest)
+    run.train(folder, config, progress=False)
+    after = [(row["iteration"], row["approx_kl"]) for row in read_metrics(folder / "metrics.csv")]
+    assert after == before
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + len(before)
+
+
 def test_the_number_of_threads_is_taken_up_again(tmp_path: Path) -> None:
     folder, threads = tmp_path / "a", torch.get_num_threads()
     run.create(folder, CONFIG)
