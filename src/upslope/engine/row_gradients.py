@@ -70,20 +70,24 @@ def recorded(layers: Sequence[nn.Module]) -> Iterator[list[Seen]]:
 def of_groups(seen: Sequence[Seen], flat: FlatParameters, sizes: Tensor) -> Tensor:
     """Return the mean gradients [K, P] of groups of rows that follow one another, of K `sizes`.
 
-    `seen` is of the mean over all rows; P are the leading parameters of `flat`.
+    `seen` is of the mean over all rows, whose gradient `flat` holds: the last group's share is what
+    is left of it. P are the leading parameters of `flat`.
     """
-    sizes = sizes.to(flat.value.device)
     found, groups = flat.value.new_zeros(len(sizes), flat.leading_size), sizes.tolist()
 
     def piece(parameter: Tensor) -> Tensor:
         begin = flat.begins[id(parameter)]
-        return found[:, begin : begin + parameter.numel()].view(-1, *parameter.shape)
+        return found[:-1, begin : begin + parameter.numel()].view(-1, *parameter.shape)
 
     for layer, inputs, slope in seen:
-        sums = torch.segment_reduce(slope, "sum", lengths=sizes)
-        piece(layer.log_std if inputs is None else layer.bias).add_(sums)
+        parts = slope.split(groups)[:-1]
+        shift = piece(layer.log_std if inputs is None else layer.bias)
+        for own, part in zip(shift, parts, strict=True):
+            own.add_(part.sum(0))
         if inputs is not None:
-            parts = slope.split(groups), inputs.detach().split(groups)
-            for own, part, given in zip(piece(layer.weight), *parts, strict=True):
-                own.addmm_(part.T, given)
-    return found.mul_((sum(groups) / sizes).unsqueeze(1))
+            given = inputs.detach().split(groups)[:-1]
+            for own, part, x in zip(piece(layer.weight), parts, given, strict=True):
+                own.addmm_(part.T, x)
+    torch.sub(flat.gradient[: flat.leading_size], found[:-1].sum(0), out=found[-1])
+    scale = torch.tensor([sum(groups) / size for size in groups], device=found.device)
+    return found.mul_(scale.unsqueeze(1))
