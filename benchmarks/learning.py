@@ -84,7 +84,7 @@ RESULTS = Path(__file__).parent / "results"
 def run(goal: tuple[Any, ...], seed: int, runs: Path, *options: str) -> dict[str, float]:
     """Train one seed by the command line; returns its evaluation and how long it took."""
     algorithm, env, *_ = goal
-    name = f"{key(*goal, seed)}".replace("/", "-").replace(" ", "-")
+    name = key(*goal, seed).replace("/", "-").replace(" ", "-")
     command = [sys.executable, "-m", "upslope.cli", "train", algorithm, env, "--seed", str(seed)]
     command += ["--runs", str(runs), "--name", name, "--final-episodes", "100", "--quiet"]
     command += ["--total-timesteps", str(steps_of(*goal)), *options]

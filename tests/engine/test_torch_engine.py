@@ -207,6 +207,18 @@ def test_chunk_gradients_are_each_chunks_own(sizes, at_once, monkeypatch):
     torch.testing.assert_close(mean, total, atol=1e-6, rtol=1e-5)
 
 
+def test_parameters_that_are_frozen_later_have_no_gradient_in_any_chunk():
+    policy, index = policy_of(), torch.arange(ROWS)
+    engine = TorchEngine(policy, max_grad_norm=1e9)
+    frozen = next(iter(policy.policy_parameters())).requires_grad_(False)
+    engine.step(loss, batch_of(), index, 1e-3, Chunks(index, torch.tensor([20, 40])))
+    kept = engine.chunk_gradients
+    assert (kept[:, : frozen.numel()] == 0).all()
+    assert (kept[:, frozen.numel() :] != 0).any(1).all()
+    total = engine.flat.gradient[: engine.flat.leading_size]
+    torch.testing.assert_close((20 * kept[0] + 40 * kept[1]) / ROWS, total, atol=1e-6, rtol=1e-5)
+
+
 # ---- not finite ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("chunked", [False, True])

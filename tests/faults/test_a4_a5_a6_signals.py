@@ -121,9 +121,8 @@ def test_a_stop_inside_an_evaluation_is_at_once_and_changes_nothing(
     signalled(folder, signal.SIGTERM, evaluation=at)
     outcome = go_on(folder)
     assert (outcome.finished, outcome.exit_code) == (False, 143)
-    assert (
-        saved(folder)[0].name == f"step-{iteration - 1:012d}"
-    )  # the next one waits for its evaluation
+    # the next one waits for its evaluation
+    assert saved(folder)[0].name == f"step-{iteration - 1:012d}"
     assert not (folder / "best").exists()
     assert go_on(folder).finished
     assert end_of(folder) == end_of(tmp_path / "whole")

@@ -82,7 +82,7 @@ class TorchEngine:
         if chunks is None:
             value, metrics = loss(self.policy, batch[index])
             value.backward()
-        elif self.layers:
+        elif self.layers and all(each.requires_grad for each in self.flat.parameters):
             with row_gradients.recorded(self.layers) as seen:
                 value, metrics = loss(self.policy, batch[chunks.index])
                 value.backward()

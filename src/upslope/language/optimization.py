@@ -152,6 +152,8 @@ def of_parts(squares: Sequence[float], sizes: Sequence[int], square: float) -> f
 
     nan with fewer than two parts, or where the noise hides the signal.
     """
+    if len(squares) < 2:  # of a single part none is kept
+        return math.nan
     samples = sum(sizes)
-    whole = [s * (samples / b) ** 2 for s, b in zip(squares, sizes, strict=False)]
-    return signal_to_noise(whole, sizes[: len(whole)], square)
+    whole = [s * (samples / b) ** 2 for s, b in zip(squares, sizes, strict=True)]
+    return signal_to_noise(whole, sizes, square)
