@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from upslope import recipes
+from upslope.agents.table import ALGORITHMS
 from upslope.cli.main import main
 from upslope.runs import run
 from upslope.runs.metrics import read_metrics
@@ -214,6 +216,16 @@ def test_help_of_train(capsys: Captured) -> None:
     ):
         assert code_of("train", *words, "--help") == 0
         assert capsys.readouterr().out.startswith(usage)
+
+
+def test_help_of_every_recipe(capsys: Captured) -> None:
+    listed = [(name, env) for name in ALGORITHMS for env in recipes.names(name)]
+    for words in listed:
+        assert code_of("train", *words, "--help") == 0  # a warning would be an error
+        out, err = capsys.readouterr()
+        assert out.startswith(f"usage: upslope train {' '.join(words)} ")
+        assert not err
+    assert ("q_learning", "upslope/FlappyBird-v0") in listed
 
 
 # -- evaluate, video -------------------------------------------------------------------------------

@@ -77,6 +77,11 @@ class QLearningConfig(AgentConfig):
     max_grad_norm: None = None
     """A table has no gradient."""
 
+    def __post_init__(self) -> None:
+        """Take a list of bins, as TOML has it, for the tuple that the command's options know."""
+        if isinstance(self.bins, list):
+            object.__setattr__(self, "bins", tuple(self.bins))
+
 
 class Step(NamedTuple):
     """One step of N environments, as rows of a table; every field [N], or [T, N] for T steps."""
