@@ -46,6 +46,7 @@ inline void need(bool fine, const char* what) {
 }
 
 void bind_checks(nb::module_& m);
+void bind_decoding(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_network(nb::module_& m);
 void bind_returns(nb::module_& m);

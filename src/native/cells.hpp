@@ -9,7 +9,6 @@ namespace {
 
 using namespace upslope;
 
-constexpr int PANEL = UPSLOPE_COLUMNS * W;  // columns of a weight that lie together, so that they fit the first cache
 
 // `parts` of `size` numbers each, one after another, to where each has room for `wide`.
 inline void spread(const float* from, int parts, int size, int64_t wide, float* to) {

@@ -3,6 +3,7 @@
 
 #include "blocks.hpp"
 #include "cells.hpp"
+#include "decoding.hpp"
 
 namespace {
 
@@ -120,6 +121,7 @@ void adam(const Adam& a, int64_t n, float* __restrict gradient, float* __restric
 
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
-const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME, gradient,     act,           values,      add,         square,
-                                  adam,         pack,         lstm_forward,  lstm_backward, gru_forward, gru_backward};
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         add,          square,
+                                 adam,          pack,        lstm_forward,  lstm_backward,  gru_forward,  gru_backward,
+                                 PANEL,         packed_floats, pack_panels, multiply_panel, attend};
 }  // namespace upslope

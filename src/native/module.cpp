@@ -50,6 +50,7 @@ void use_instruction_set(const std::string& name) {
 
 NB_MODULE(_native, m) {
   bind_checks(m);
+  bind_decoding(m);
   bind_network(m);
   bind_memory(m);
   bind_returns(m);

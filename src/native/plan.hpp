@@ -96,6 +96,12 @@ struct Recurrence {
   float* before;                        // [M][H]: h one step before
 };
 
+// Attention of one query: places that are kept, numbers of a head, what scores are multiplied with.
+struct Heads {
+  int64_t length, size;
+  float scale;
+};
+
 // One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
 struct Kernels {
   const char* name;
@@ -113,6 +119,14 @@ struct Kernels {
   // Segments first .. last - 1 through time.
   using Cell = void(const Recurrence&, int64_t first, int64_t last, float* scratch);
   Cell *lstm_forward, *lstm_backward, *gru_forward, *gru_backward;
+  // A linear layer of few rows, and attention of one query; see decoding.hpp.
+  int64_t panel;
+  int64_t (*packed_floats)(int64_t inputs, int64_t outputs);
+  void (*pack_panels)(const float* weight, int64_t row, int64_t column, int64_t inputs, int64_t outputs, float* packed);
+  void (*multiply_panel)(const float* x, int64_t rows, int64_t inputs, int64_t outputs, const float* packed,
+                         const float* bias, int64_t number, float* out);
+  void (*attend)(const Heads&, const float* query, const float* keys, const float* values, const uint8_t* seen,
+                 float* scores, float* out);
 };
 
 inline int64_t scratch_floats(const Plan& plan) {

@@ -25,6 +25,7 @@
 namespace {
 
 constexpr int W = UPSLOPE_W;
+constexpr int PANEL = UPSLOPE_COLUMNS * W;  // columns of a weight that lie together, so that they fit the first cache
 typedef float vec __attribute__((vector_size(W * 4), may_alias));
 typedef float loose __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(W * 4), may_alias));

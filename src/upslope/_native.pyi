@@ -131,6 +131,20 @@ def gru_backward(
     d_products: np.ndarray,
     before: np.ndarray,
 ) -> None: ...
+class PackedLinear:
+    outputs: int
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None) -> None: ...
+    def apply(self, x: np.ndarray, out: np.ndarray, threads: int) -> None: ...
+
+def attend(
+    query: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    seen: np.ndarray | None,
+    out: np.ndarray,
+    scale: float,
+    threads: int,
+) -> None: ...
 def inside(x: np.ndarray, n: int, low: np.ndarray, high: np.ndarray) -> bool: ...
 def take_signals(
     reward: object,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import ArgumentError, check_range
+from upslope.language.decoding import decoding
 from upslope.language.models import device_of, evaluating, precision, unwrapped
 from upslope.language.requirements import need
 
@@ -82,7 +83,12 @@ class Sampler:
         """
         device = device_of(self.model)
         ids, mask = left_padded(prompts, device)
-        with torch.inference_mode(), evaluating(self.model), precision(device, self.bf16):
+        with (
+            torch.inference_mode(),
+            evaluating(self.model),
+            precision(device, self.bf16),
+            decoding(self.model, self.bf16),
+        ):
             made = self._sample(ids, mask, group_size, draws)
         return Completions(*(part.clone() for part in made))  # as tensors that a gradient may see
 
@@ -121,9 +127,10 @@ class Sampler:
         log_p = log_distribution(logits.float(), self.temperature, self.top_k, self.top_p)
         if self.temperature == 0:
             token = log_p.argmax(-1)
-        else:  # the arg max of p / Exp(1) has distribution p
-            noise = torch.empty_like(log_p).exponential_(generator=draws)
-            token = (log_p.exp() / noise).argmax(-1)
+        else:  # where the running sum of p first reaches what is drawn from (0, its last]
+            reached = log_p.double().exp_().cumsum(-1)
+            drawn = 1 - torch.rand(len(log_p), 1, generator=draws, device=draws.device).double()
+            token = torch.searchsorted(reached, drawn.to(reached.device) * reached[:, -1:])[:, 0]
         return token, log_p.gather(-1, token[:, None])[:, 0]
 
 
