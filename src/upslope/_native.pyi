@@ -131,6 +131,7 @@ def gru_backward(
     d_products: np.ndarray,
     before: np.ndarray,
 ) -> None: ...
+
 class PackedLinear:
     outputs: int
     def __init__(self, weight: np.ndarray, bias: np.ndarray | None) -> None: ...

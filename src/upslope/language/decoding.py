@@ -39,7 +39,11 @@ NAME = "upslope"
 def decoding(model: Any, bf16: bool) -> Iterator[None]:
     """Within, the model's linear layers and attention are those of this page, where they apply."""
     parameter = next(model.parameters())
-    if bf16 or _native is None or (parameter.device.type, parameter.dtype) != ("cpu", torch.float32):
+    if (
+        bf16
+        or _native is None
+        or (parameter.device.type, parameter.dtype) != ("cpu", torch.float32)
+    ):
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -59,13 +63,15 @@ def _weight(layer: nn.Module) -> Tensor | None:
     """Return the weight [outputs, inputs] of a layer that is packed, or None."""
     if "forward" in vars(layer):  # somebody else's already
         return None
-    if type(layer) is nn.Linear:
-        weight = layer.weight
-    elif type(layer) is need("transformers.pytorch_utils").Conv1D:
-        weight = layer.weight.T
-    else:
+    turned = type(layer) is need("transformers.pytorch_utils").Conv1D
+    if type(layer) is not nn.Linear and not turned:
         return None
-    return weight.detach() if weight.dtype == torch.float32 and min(weight.shape) >= FEWEST else None
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    if weight.dtype != torch.float32 or min(weight.shape) < FEWEST:
+        return None
+    return weight.T if turned else weight
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Any:
