@@ -112,7 +112,7 @@ def draw(measured: dict[str, list[Run]]) -> None:
                 label = f"{name}, {duration(measured[algorithm])}"
                 ends.append((frames[-1], score[-1], label, colour))
     axes.set_yscale("log")
-    axes.set_ylim(0.9, 1.25 * LIMIT)
+    axes.set_ylim(0.9, 2 * LIMIT)
     axes.set_xlim(0, 25.5)
     axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.set_xticks([0, 5, 10, 15, 20])
@@ -132,8 +132,10 @@ def draw(measured: dict[str, list[Run]]) -> None:
 def write_labels(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Write labels right of the lines' ends, from the lowest up, none over another."""
     lowest: dict[float, float] = {}
+    furthest = max(round(end[0]) for end in ends)
     for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
-        place = max(y, 1.35 * lowest.get(round(x), 0))
+        aside = y if round(x) == furthest else 1.8 * y  # over lines that go on to the right
+        place = max(aside, 1.35 * lowest.get(round(x), 0))
         lowest[round(x)] = place
         style = {"color": colour, "va": "center", "fontweight": "bold"}
         box = {"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0}

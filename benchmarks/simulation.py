@@ -1,0 +1,152 @@
+"""Training beside bare simulation: how much of the environments' own speed is left by learning.
+
+    python benchmarks/simulation.py                            # HalfCheetah-v5 and LunarLander-v3
+    python benchmarks/simulation.py --peers PEERS/bin/python   # with Stable-Baselines3
+
+PPO with two 64-64 tanh networks, 64 environments of EnvPool on all cores. Bare simulation steps the
+same environments with actions drawn before. In each round everyone runs once, each in a process of
+its own; ratios are taken round by round, and the median is told with the lowest and the highest.
+Steps per second are those of training alone, from one update's end to another's; reset, set-up and
+evaluation are not in it. Stable-Baselines3 has 8 environments in this process, as its users do,
+with as many steps in a rollout and the same epochs and minibatches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+SECONDS = 8.0
+# name: settings of PPO
+CASES: dict[str, dict[str, Any]] = {
+    "HalfCheetah-v5": {"n_steps": 32, "batch_size": 512, "n_epochs": 10},
+    "LunarLander-v3": {"n_steps": 256, "batch_size": 2048, "n_epochs": 4},
+}
+N_ENVS = 64
+
+
+def bare(env: str) -> float:
+    """Return steps per second with actions that are there already."""
+    from upslope.rollout.envpool import EnvPoolVectorEnv
+
+    vector = EnvPoolVectorEnv(env, N_ENVS)
+    draws = np.random.default_rng(0)
+    space = vector.single_action_space
+    shape = (256, N_ENVS, *space.shape)
+    actions = (
+        draws.uniform(-1, 1, shape).astype(np.float32)
+        if space.shape
+        else draws.integers(space.n, size=shape)
+    )
+    vector.reset(seed=0)
+    steps, began = 0, 0.0
+    while not began or time.perf_counter() - began < SECONDS:
+        _, _, terminated, truncated, _ = vector.step(actions[steps % 256])
+        ended = terminated | truncated
+        if ended.any():
+            vector.reset(options={"reset_mask": ended})
+        steps += 1
+        if steps == 256:
+            began = time.perf_counter()
+    return (steps - 256) * N_ENVS / (time.perf_counter() - began)
+
+
+def upslope(env: str) -> float:
+    """Return steps per second of training."""
+    import upslope as us
+
+    clock: list[tuple[float, int]] = []
+
+    def note(agent: us.PPO, _: dict[str, float]) -> bool:
+        clock.append((time.perf_counter(), agent.num_timesteps))
+        return clock[-1][0] - clock[0][0] < SECONDS
+
+    agent = us.PPO(env, n_envs=N_ENVS, learning_rate=3e-4, **CASES[env])
+    agent.learn(10**9, callback=note)
+    (began, first), (ended, last) = clock[1], clock[-1]
+    return (last - first) / (ended - began)
+
+
+def stable_baselines3(env: str) -> float:
+    """Return steps per second of training."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    clock: list[tuple[float, int]] = []
+
+    class Note(BaseCallback):  # type: ignore[misc]
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            clock.append((time.perf_counter(), self.num_timesteps))
+            if clock[-1][0] - clock[0][0] > 2 * SECONDS and len(clock) > 2:
+                raise StopIteration
+
+    case = CASES[env]
+    n_steps = case["n_steps"] * N_ENVS // 8
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env(env, 8),
+        n_steps=n_steps,
+        batch_size=case["batch_size"],
+        n_epochs=case["n_epochs"],
+        device="cpu",
+    )
+    with contextlib.suppress(StopIteration):
+        model.learn(10**9, callback=Note())
+    (began, first), (ended, last) = clock[1], clock[-1]
+    return (last - first) / (ended - began)
+
+
+CONTESTANTS = {
+    "bare simulation": bare,
+    "Upslope": upslope,
+    "Stable-Baselines3, 8 environments": stable_baselines3,
+}
+
+
+def spread(found: list[float]) -> str:
+    """Return the median with the lowest and the highest."""
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def main() -> None:
+    """Run all, in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--envs", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", help="a Python that has Stable-Baselines3")
+    parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.one:
+        print(f"sps {CONTESTANTS[told.one](told.envs[0]):.1f}")
+        return
+    names = [name for name in CONTESTANTS if told.peers or not name.startswith("Stable")]
+    print("| environment | | steps per second | of bare simulation | Upslope is faster by |")
+    print("|---|---|---:|---:|---:|")
+    for env in told.envs:
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(told.rounds):
+            for name in names:
+                python = told.peers if name.startswith("Stable") else sys.executable
+                command = [python, __file__, "--envs", env, "--one", name]
+                out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+                found[name].append(float(out.rpartition("sps ")[2]))
+        for name in names:
+            rates, ours, pure = found[name], found["Upslope"], found["bare simulation"]
+            share = spread([rate / top for rate, top in zip(rates, pure, strict=True)])
+            ratio = spread([own / rate for own, rate in zip(ours, rates, strict=True)])
+            print(f"| {env} | {name} | {statistics.median(rates):,.0f} | {share} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
