@@ -3,9 +3,9 @@
     python benchmarks/simulation.py                            # HalfCheetah-v5 and LunarLander-v3
     python benchmarks/simulation.py --peers PEERS/bin/python   # with Stable-Baselines3
 
-PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores. Bare simulation steps the
-same environments with actions drawn before. In each round everyone runs once, each in a process of
-its own; ratios are taken round by round, and the median is told with the lowest and the highest.
+PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores. Bare simulation steps
+the same environments with actions drawn before. In each round everyone runs once, each in a process
+of its own; ratios are taken round by round, and the median is told with the lowest and the highest.
 Steps per second are those of training alone, from one update's end to another's; reset, set-up and
 evaluation are not in it. Stable-Baselines3 has 8 environments in this process, as its users do,
 with as many steps in a rollout and the same epochs and minibatches.

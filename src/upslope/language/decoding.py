@@ -27,6 +27,7 @@ try:
 except ImportError:  # built without a compiler
     _native = None  # type: ignore[assignment]
 
+FITS = ("cpu", torch.float32)
 MOST_ROWS = 64
 """With more rows a product is no longer about reading the weight."""
 FEWEST = 64
@@ -39,11 +40,7 @@ NAME = "upslope"
 def decoding(model: Any, bf16: bool) -> Iterator[None]:
     """Within, the model's linear layers and attention are those of this page, where they apply."""
     parameter = next(model.parameters())
-    if (
-        bf16
-        or _native is None
-        or (parameter.device.type, parameter.dtype) != ("cpu", torch.float32)
-    ):
+    if bf16 or _native is None or (parameter.device.type, parameter.dtype) != FITS:
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -69,7 +66,7 @@ def _weight(layer: nn.Module) -> Tensor | None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     weight = weight.detach()
-    if weight.dtype != torch.float32 or min(weight.shape) < FEWEST:
+    if (weight.device.type, weight.dtype) != FITS or min(weight.shape) < FEWEST:
         return None
     return weight.T if turned else weight
 
