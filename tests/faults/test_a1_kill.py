@@ -132,7 +132,7 @@ def test_cartpole_killed_four_times(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_cartpole_killed_twenty_times(tmp_path: Path) -> None:
-    check(tmp_path, 1, 20, *CARTPOLE, "--total-timesteps", 40_000, "--eval-freq", 4_000)
+    check(tmp_path, 1, 20, *CARTPOLE, "--total-timesteps", 120_000, "--eval-freq", 12_000)
 
 
 @pytest.mark.faults
