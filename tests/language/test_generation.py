@@ -128,6 +128,14 @@ def test_finished_rows_leave_the_batch():
     assert seen[-1] < 0.3 * 96
 
 
+def test_logits_that_are_no_numbers_are_left_to_the_loss():
+    logits = torch.tensor([[0.0, torch.nan, 1.0], [0.0, 0.0, 0.0]])
+    token, log_prob = sampler(None).draw(logits, draws())
+    assert token.min() >= 0
+    assert token.max() <= 2
+    assert log_prob.isnan().tolist() == [True, False]
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ArgumentError, match="at least one token"):
         left_padded([[3], []])

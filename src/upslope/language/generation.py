@@ -131,6 +131,7 @@ class Sampler:
             reached = log_p.double().exp_().cumsum(-1)
             drawn = 1 - torch.rand(len(log_p), 1, generator=draws, device=draws.device).double()
             token = torch.searchsorted(reached, drawn.to(reached.device) * reached[:, -1:])[:, 0]
+            token = token.clamp(max=log_p.shape[-1] - 1)  # NaN: the loss will say so, not an index
         return token, log_p.gather(-1, token[:, None])[:, 0]
 
 
