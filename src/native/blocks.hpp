@@ -18,7 +18,7 @@ struct Scratch {  // hands out pieces of one allocation
 };
 
 // ---------------------------------------------------------------- a chain of layers
-struct Trace {  // what a chain computed: outputs of each layer, and inputs of each silu, [features][block]
+struct Trace {  // what a chain computed: outputs of each layer and a row of ones, inputs of each silu, [features][block]
   float* output[64];
   float* before[64];
 };
@@ -33,16 +33,38 @@ inline void activate(Activation activation, float* x, float* before, int64_t n) 
   }
 }
 
-inline void slope(Activation activation, const float* output, const float* before, float* delta, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) {
-    const vec y = load(output + i), d = load(delta + i);
-    if (activation == Activation::tanh) store(delta + i, d - d * y * y);
-    if (activation == Activation::relu) store(delta + i, y > 0.0f ? d : vec{});
-    if (activation == Activation::silu) {
-      const vec x = load(before + i), s = sigmoid(x);
-      store(delta + i, d * (s + y * (1.0f - s)));
-    }
-  }
+// From dL/doutput, `delta`, to dL/d(what the activation was given), turned into `turned` [block][row] where that is given,
+// and kept in `delta` if asked for. Rows are read and written up to a multiple of LINE.
+inline void slope(Activation activation, const float* output, const float* before, float* delta, int rows, int block,
+                  bool keep, float* turned) {
+  auto through = [&](auto local) {
+    auto value = [&](int64_t row, int64_t column) {
+      const int64_t at = row * block + column;
+      const vec d = local(load(delta + at), at);
+      if (keep) store(delta + at, d);
+      return d;
+    };
+    if (turned) return turn(value, padded(rows), block, turned, padded(rows));
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < block; c += W) value(r, c);
+  };
+  if (activation == Activation::none && turned) through([](vec d, int64_t) { return d; });
+  if (activation == Activation::tanh)
+    through([&](vec d, int64_t at) {
+      const vec y = load(output + at);
+      return d - d * y * y;
+    });
+  if (activation == Activation::relu)
+    through([&](vec d, int64_t at) { return load(output + at) > 0.0f ? d : vec{}; });
+  if (activation == Activation::silu)
+    through([&](vec d, int64_t at) {
+      const vec s = sigmoid(load(before + at));
+      return d * (s + load(output + at) * (1.0f - s));
+    });
+}
+
+inline void fill(float* x, float value, int64_t n) {
+  for (int64_t i = 0; i < n; i += W) store(x + i, all(value));
 }
 
 inline const float* forward(const Chain& chain, const float* parameters, const float* input, int block, Trace& trace,
@@ -50,11 +72,12 @@ inline const float* forward(const Chain& chain, const float* parameters, const f
   for (size_t l = 0; l < chain.size(); ++l) {
     const Layer& layer = chain[l];
     const int64_t size = int64_t{layer.outputs} * block;
-    float* output = trace.output[l] = scratch.take(size);
+    float* output = trace.output[l] = scratch.take(padded(layer.outputs + 1) * block);
     trace.before[l] = layer.activation == Activation::silu ? scratch.take(size) : nullptr;
     product({parameters + layer.weight, layer.inputs, 1}, layer.outputs, layer.inputs, input, block, output, block,
             block, parameters + layer.bias, false);
     if (layer.activation != Activation::none) activate(layer.activation, output, trace.before[l], size);
+    fill(output + size, 1.0f, block);
     input = output;
   }
   return input;
@@ -66,26 +89,22 @@ struct Workspace {  // of a backward pass
 
 // Adds the gradients of a chain's parameters to `sums`, given `delta`, that of its output, which is overwritten. Where
 // `input_delta` is given, the gradient of the chain's input is put there, or added.
-inline void backward(const Chain& chain, const float* parameters, const float* input, const float* input_turned,
-                     const Trace& trace, float* delta, float* input_delta, bool add, int block, float* sums,
-                     Workspace& work) {
+inline void backward(const Chain& chain, const float* parameters, const float* input, const Trace& trace, float* delta,
+                     float* input_delta, bool add, int block, float* sums, Workspace& work) {
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
-    if (layer.activation != Activation::none)
-      slope(layer.activation, trace.output[l], trace.before[l], delta, int64_t{layer.outputs} * block);
-    const int64_t row = layer.row();
+    const bool further = l > 0 || input_delta != nullptr;
     const float* below_output = l == 0 ? input : trace.output[l - 1];
-    if (layer.by_input()) {
-      transpose(delta, block, row, block, work.turned, row);
-      product({below_output, block, 1}, layer.inputs, block, work.turned, row, sums + layer.sums, row, row, nullptr, true);
-    } else {
-      const bool known = l == 0 && input_turned != nullptr;
-      if (!known) transpose(below_output, block, row, block, work.turned, row);
-      product({delta, block, 1}, layer.outputs, block, known ? input_turned : work.turned, row, sums + layer.sums, row,
-              row, nullptr, true);
-    }
-    add_row_sums(delta, layer.outputs, block, sums + layer.bias_sums());
-    if (l == 0 && input_delta == nullptr) return;
+    const int64_t row = layer.row();
+    slope(layer.activation, trace.output[l], trace.before[l], delta, layer.outputs, block, further || layer.few(),
+          layer.few() ? nullptr : work.turned);
+    if (layer.few())
+      for (int o = 0; o < layer.outputs; ++o)
+        add_dots(delta + o * block, below_output, layer.inputs + 1, block, sums + layer.sums + o * row);
+    else
+      product({below_output, block, 1}, layer.inputs + 1, block, work.turned, row, sums + layer.sums, row, row, nullptr,
+              true);
+    if (!further) return;
     float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
     product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,
             nullptr, l == 0 && add);
@@ -191,12 +210,12 @@ inline vec lose(const Loss& loss, const Sample& sample, int column, const Judged
   vec slope, surrogate;
   if (loss.surrogate == Surrogate::clipped) {
     const vec log_ratio = judged.log_prob - load(sample.old_log_prob + column);
-    const vec ratio = exponential(smaller(log_ratio, all(20.0f)));  // e^20: as losses/policy.py
+    const vec whole = exponential(log_ratio), moved = whole - 1.0f;
+    const vec ratio = smaller(whole, all(485165195.0f));  // e^20: as losses/policy.py
     const vec kept = ratio * advantage;
     const vec clipped = smaller(larger(ratio, all(loss.ratio_low)), all(loss.ratio_high)) * advantage;
     surrogate = clipped < kept ? -clipped : -kept;
     slope = clipped < kept ? vec{} : -kept;
-    const vec whole = exponential(log_ratio), moved = whole - 1.0f;
     metrics[APPROX_KL] += weight > 0.0f ? weight * (moved - log_ratio) : vec{};
     const vec distance = moved < 0.0f ? -moved : moved;
     metrics[CLIP_FRACTION] += distance > loss.clip_range ? weight : vec{};
@@ -223,21 +242,26 @@ inline vec lose(const Loss& loss, const Sample& sample, int column, const Judged
 }
 
 // ---------------------------------------------------------------- a block of rows of a batch
-struct Input {
-  const float *turned, *block;  // [block][padded(inputs)] and [inputs][block]
-};
-
-inline Input gather(const Plan& plan, const float* observation, const int64_t* index, int rows, int block,
-                    Scratch& scratch) {
-  const int64_t row = padded(plan.inputs);
-  float *turned = scratch.take(row * block), *by_feature = scratch.take(row * block);
-  for (int64_t i = 0; i < row * block; ++i) turned[i] = 0;
-  for (int b = 0; b < rows; ++b) {
-    const float* from = observation + (index ? index[b] : b) * plan.inputs;
-    for (int i = 0; i < plan.inputs; ++i) turned[b * row + i] = from[i];
+// Observations as a chain reads them, [inputs][block], and a row of ones.
+inline const float* gather(const Plan& plan, const float* observation, const int64_t* index, int rows, int block,
+                           Scratch& scratch) {
+  const int64_t row = padded(plan.inputs + 1);
+  float* by_feature = scratch.take(row * block);
+  if (plan.inputs < LINE) {  // turning would be mostly padding
+    for (int b = 0; b < block; ++b) {
+      const float* from = observation + (index && b < rows ? index[b] : b) * plan.inputs;
+      for (int i = 0; i < plan.inputs; ++i) by_feature[i * block + b] = b < rows ? from[i] : 0.0f;
+    }
+  } else {
+    float* by_sample = scratch.take(row * block);
+    for (int b = 0; b < block; ++b) {
+      const float* from = observation + (index && b < rows ? index[b] : b) * plan.inputs;
+      for (int i = 0; i < plan.inputs; ++i) by_sample[b * row + i] = b < rows ? from[i] : 0.0f;
+    }
+    turn([&](int64_t r, int64_t c) { return load(by_sample + r * row + c); }, block, row, by_feature, block);
   }
-  transpose(turned, row, block, row, by_feature, block);
-  return {turned, by_feature};
+  fill(by_feature + int64_t{plan.inputs} * block, 1.0f, block);
+  return by_feature;
 }
 
 inline float* column_of(const float* from, const int64_t* index, int rows, int block, Scratch& scratch) {
@@ -274,16 +298,16 @@ inline Sample gather_sample(const Plan& plan, const Loss& loss, const Batch& bat
 // Adds the gradient of the rows `index` to `sums` (padded), and their metrics.
 inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch,
                               const int64_t* index, int rows, int block, float* sums, double* metrics, Scratch scratch) {
-  const Input input = gather(plan, batch.observation, index, rows, block, scratch);
+  const float* input = gather(plan, batch.observation, index, rows, block, scratch);
   const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
   Trace trunk, actor, critic;
-  const float* seen = forward(plan.trunk, parameters, input.block, block, trunk, scratch);
+  const float* seen = forward(plan.trunk, parameters, input, block, trunk, scratch);
   const float* numbers = forward(plan.actor, parameters, seen, block, actor, scratch);
   const float* value = forward(plan.critic, parameters, seen, block, critic, scratch);
 
   const int64_t width = padded(plan.widest) * block;
   Workspace work{scratch.take(width), scratch.take(width), scratch.take(width)};
-  float *head_delta = scratch.take(int64_t{plan.size} * block), *value_delta = scratch.take(block);
+  float *head_delta = scratch.take(padded(plan.size) * block), *value_delta = scratch.take(LINE * block);
   float* normalizer = scratch.take(int64_t{plan.actions()} * block);
   float* entropies = scratch.take(int64_t{plan.actions()} * block);
   vec totals[METRICS] = {};
@@ -302,12 +326,10 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
 
   const bool shared = !plan.trunk.empty();
-  const float* turned = shared ? nullptr : input.turned;
-  float* trunk_delta = shared ? scratch.take(int64_t{plan.trunk.back().outputs} * block) : nullptr;
-  backward(plan.actor, parameters, seen, turned, actor, head_delta, trunk_delta, false, block, sums, work);
-  backward(plan.critic, parameters, seen, turned, critic, value_delta, trunk_delta, true, block, sums, work);
-  if (shared)
-    backward(plan.trunk, parameters, input.block, input.turned, trunk, trunk_delta, nullptr, false, block, sums, work);
+  float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;
+  backward(plan.actor, parameters, seen, actor, head_delta, seen_delta, false, block, sums, work);
+  backward(plan.critic, parameters, seen, critic, value_delta, seen_delta, true, block, sums, work);
+  if (shared) backward(plan.trunk, parameters, input, trunk, seen_delta, nullptr, false, block, sums, work);
 }
 
 }  // namespace

@@ -20,8 +20,8 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
   Scratch scratch{scratch_floats};
   Trace trace;
   const int block = rows <= LINE ? LINE : BLOCK;
-  const Input input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, parameters, input.block, block, trace, scratch);
+  const float* input = gather(plan, observation, nullptr, rows, block, scratch);
+  const float* seen = forward(plan.trunk, parameters, input, block, trace, scratch);
   const float* numbers = forward(plan.actor, parameters, seen, block, trace, scratch);
   Sample sample{};
   sample.action = scratch.take(int64_t{plan.actions()} * block);
@@ -77,8 +77,8 @@ void values(const Plan& plan, const float* parameters, const float* observation,
   Scratch scratch{scratch_floats};
   Trace trace;
   const int block = rows <= LINE ? LINE : BLOCK;
-  const Input input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, parameters, input.block, block, trace, scratch);
+  const float* input = gather(plan, observation, nullptr, rows, block, scratch);
+  const float* seen = forward(plan.trunk, parameters, input, block, trace, scratch);
   const float* found = forward(plan.critic, parameters, seen, block, trace, scratch);
   for (int b = 0; b < rows; ++b) value[b] = found[b];
 }
@@ -97,6 +97,26 @@ void add(const float* const* slices, int count, int64_t n, float* out) {
   }
 }
 
+void add_turned(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out) {
+  float rest[W];
+  for (int64_t i = 0; i < rows; i += W)
+    for (int64_t j = 0; j < columns; j += W) {
+      vec x[W] = {};
+      for (int64_t k = 0; k < W && i + k < rows; ++k)
+        for (int s = 0; s < count; ++s) x[k] += load(slices[s] + (i + k) * row + j);
+      exchange_all<W / 2>(x);
+      for (int64_t k = 0; k < W && j + k < columns; ++k) {
+        float* to = out + (j + k) * rows + i;
+        if (i + W <= rows) {
+          store(to, load(to) + x[k]);
+          continue;
+        }
+        store(rest, x[k]);
+        for (int64_t r = 0; i + r < rows; ++r) to[r] += rest[r];
+      }
+    }
+}
+
 double square(const float* x, int64_t n) {
   vec total{};
   int64_t i = 0;
@@ -106,8 +126,9 @@ double square(const float* x, int64_t n) {
   return found;
 }
 
-void adam(const Adam& a, int64_t n, float* __restrict gradient, float* __restrict first, float* __restrict second,
+void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __restrict first, float* __restrict second,
           float* __restrict parameters) {
+  const Adam a = settings;  // a copy, which nothing that is written can change
   for (int64_t i = 0; i < n; ++i) {
     const float g = gradient[i] = gradient[i] * a.scale;
     first[i] += (1 - a.beta_1) * (g - first[i]);
@@ -121,7 +142,7 @@ void adam(const Adam& a, int64_t n, float* __restrict gradient, float* __restric
 
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
-const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         add,          square,
-                                 adam,          pack,        lstm_forward,  lstm_backward,  gru_forward,  gru_backward,
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         add,          add_turned,
+                                 square,        adam,          pack,        lstm_forward,  lstm_backward,  gru_forward,  gru_backward,
                                  PANEL,         packed_floats, pack_panels, multiply_panel, attend};
 }  // namespace upslope

@@ -153,8 +153,8 @@ class Network {
       need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
            "the layers do not fit each other");
       into.push_back({in, out, Activation(activation), weight, bias, plan_.sums});
-      plan_.sums = into.back().bias_sums() + padded(out);
-      plan_.features += out * (Activation(activation) == Activation::silu ? 2 : 1);
+      plan_.sums += into.back().lines() * into.back().row();
+      plan_.features += padded(out + 1) * (Activation(activation) == Activation::silu ? 2 : 1);
       plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
       parameters_ = std::max({parameters_, weight + int64_t{out} * in, bias + out});
       inputs = out;
@@ -231,34 +231,29 @@ class Network {
   }
 
   void join(int first, int slices, float* gradient, int threads) {
-    auto part = [&](int64_t sums, int64_t n, float* out) {
+    auto from = [&](int64_t sums) {
       std::vector<const float*> moved(slices);
       for (int s = 0; s < slices; ++s) moved[s] = sums_[first + s].get() + sums;
-      kernels->add(moved.data(), slices, n, out);
+      return moved;
     };
     std::vector<const Layer*> layers;
     for (const Chain* each : {&plan_.trunk, &plan_.actor, &plan_.critic})
       for (const Layer& layer : *each) layers.push_back(&layer);
     auto work = [&](int task, int) {
       const Layer& layer = *layers[task];
-      float* weight = gradient + layer.weight;
-      if (layer.by_input()) {
-        std::vector<float> total(layer.outputs);
-        for (int i = 0; i < layer.inputs; ++i) {
-          std::fill(total.begin(), total.end(), 0.0f);
-          part(layer.sums + i * layer.row(), layer.outputs, total.data());
-          for (int o = 0; o < layer.outputs; ++o) weight[int64_t{o} * layer.inputs + i] += total[o];
-        }
-      } else if (layer.row() == layer.inputs) {
-        part(layer.sums, layer.row() * layer.outputs, weight);
-      } else {
-        for (int64_t o = 0; o < layer.outputs; ++o)
-          part(layer.sums + o * layer.row(), layer.inputs, weight + o * layer.inputs);
+      const int64_t n = layer.inputs, row = layer.row();
+      float *weight = gradient + layer.weight, *bias = gradient + layer.bias;
+      if (!layer.few()) {
+        kernels->add_turned(from(layer.sums).data(), slices, n, layer.outputs, row, weight);
+        return kernels->add(from(layer.sums + n * row).data(), slices, layer.outputs, bias);
       }
-      part(layer.bias_sums(), layer.outputs, gradient + layer.bias);
+      for (int64_t o = 0; o < layer.outputs; ++o) {
+        kernels->add(from(layer.sums + o * row).data(), slices, n, weight + o * n);
+        kernels->add(from(layer.sums + o * row + n).data(), slices, 1, bias + o);
+      }
     };
-    in_parallel(int(layers.size()), plan_.sums > 20000 ? threads : 1, work);
-    if (plan_.gaussian()) part(plan_.log_std_sums, plan_.size, gradient + plan_.log_std);
+    in_parallel(int(layers.size()), plan_.sums > 4000 ? threads : 1, work);
+    if (plan_.gaussian()) kernels->add(from(plan_.log_std_sums).data(), slices, plan_.size, gradient + plan_.log_std);
   }
 
   Plan plan_{};

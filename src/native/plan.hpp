@@ -12,7 +12,7 @@
 namespace upslope {
 
 constexpr int BLOCK = 64;  // samples that go forward and backward together, in cache
-constexpr int LINE = 16;   // floats in a line of cache: rows of a weight's gradient are padded to it
+constexpr int LINE = 16;   // floats in a line of cache: lines of a weight's gradient are padded to it
 
 constexpr int64_t padded(int64_t n) { return (n + LINE - 1) / LINE * LINE; }
 
@@ -22,11 +22,12 @@ struct Layer {
   int inputs, outputs;
   Activation activation;
   int64_t weight, bias;  // where they begin in the flat parameters; the weight is [outputs][inputs]
-  int64_t sums = 0;      // where the padded gradient begins: [outputs][row()] or [inputs][row()], then [outputs]
-  // Where padding few inputs would waste most of the work, the weight's gradient is kept the other way round.
-  bool by_input() const { return 2 * inputs <= padded(inputs) + LINE && outputs >= LINE; }
-  int64_t row() const { return padded(by_input() ? outputs : inputs); }
-  int64_t bias_sums() const { return sums + row() * (by_input() ? inputs : outputs); }
+  int64_t sums = 0;      // where the padded gradient begins
+  // The gradient is summed input by input, [inputs + 1][row()], or where there are few outputs output by output,
+  // [outputs][row()], which turning would pad too much. The bias is the weight of one more input that is always 1.
+  bool few() const { return outputs <= 6; }
+  int64_t row() const { return padded(few() ? inputs + 1 : outputs); }
+  int64_t lines() const { return few() ? outputs : inputs + 1; }
 };
 
 using Chain = std::vector<Layer>;
@@ -41,7 +42,7 @@ struct Plan {
   int64_t log_std_sums = 0;
   int64_t sums = 0;      // floats in a padded gradient
   int64_t widest = 0;    // of all layers and the observation
-  int64_t features = 0;  // of all layers together, those before a silu counted twice
+  int64_t features = 0;  // of all layers together, with their rows of ones; those before a silu are counted twice
   bool gaussian() const { return choices.empty(); }
   int actions() const { return gaussian() ? size : static_cast<int>(choices.size()); }
 };
@@ -112,6 +113,8 @@ struct Kernels {
   void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
                  float* scratch);
   void (*add)(const float* const* slices, int count, int64_t n, float* out);  // out[i] += sum over slices
+  // out [columns][rows] += the sum over slices, [rows][row] of which `columns` are read, turned
+  void (*add_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
   double (*square)(const float* x, int64_t n);
   void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
   // The weight [gates H][H] of a cell as the next four read it: for the forward pass turned.
@@ -130,8 +133,8 @@ struct Kernels {
 };
 
 inline int64_t scratch_floats(const Plan& plan) {
-  const int64_t head = 3 * plan.size + 4 * plan.actions() + 16;
-  return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs) + head) + 4096;
+  const int64_t head = 4 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
+  return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
 }
 
 extern const Kernels portable_kernels;

@@ -189,6 +189,14 @@ inline void band(const Strided& a, int depth, const float* v, int64_t v_row, flo
   for (; j < columns; j += W) tile<R, 1>(a, depth, v + j, v_row, c + j, c_row, bias, add);
 }
 
+// The last `rows` <= R of a matrix, in one band.
+template <int R>
+inline void last_band(const Strided& a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
+                      int64_t columns, const float* bias, bool add) {
+  if (rows == R) return band<R>(a, depth, v, v_row, c, c_row, columns, bias, add);
+  if constexpr (R > 1) last_band<R - 1>(a, rows, depth, v, v_row, c, c_row, columns, bias, add);
+}
+
 // c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
 inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
                     int64_t columns, const float* bias, bool add) {
@@ -197,13 +205,9 @@ inline void product(Strided a, int rows, int depth, const float* v, int64_t v_ro
   if (columns == W)  // one vector a row: more rows at once keep the adders busy
     for (; r + TALL <= rows; r += TALL, a.data += TALL * a.row, c += TALL * c_row)
       tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
-  for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row) {
+  for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row)
     band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
-  }
-  for (; r + 2 <= rows; r += 2, a.data += 2 * a.row, c += 2 * c_row) {
-    band<2>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
-  }
-  if (r < rows) band<1>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+  if (r < rows) last_band<R - 1>(a, rows - r, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
 }
 
 // ---------------------------------------------------------------- transposition
@@ -230,23 +234,27 @@ inline void exchange_all(vec (&x)[W]) {
   if constexpr (S > 1) exchange_all<S / 2>(x);
 }
 
-// to [columns][to_row] = from [rows][from_row] turned; both sizes are multiples of W.
-inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+// to [columns][to_row] = a matrix [rows][columns] turned, whose W numbers from row r, column j on are value(r, j). Both
+// sizes are multiples of W.
+template <class F>
+inline void turn(F value, int64_t rows, int64_t columns, float* to, int64_t to_row) {
   for (int64_t i = 0; i < rows; i += W)
     for (int64_t j = 0; j < columns; j += W) {
       vec x[W];
-      for (int k = 0; k < W; ++k) x[k] = load(from + (i + k) * from_row + j);
+      for (int k = 0; k < W; ++k) x[k] = value(i + k, j);
       exchange_all<W / 2>(x);
       for (int k = 0; k < W; ++k) store(to + (j + k) * to_row + i, x[k]);
     }
 }
 
-// to[r] += the sum of row r, for rows [rows][columns]; `to` has room for a multiple of W.
-inline void add_row_sums(const float* from, int rows, int columns, float* to) {
-  for (int r = 0; r < rows; r += W, from += W * columns, to += W) {
+// to[r] += the sum over c of a[c] b[r][c], for b [rows][columns]; `to` and b have room for a multiple of W rows.
+inline void add_dots(const float* a, const float* b, int rows, int columns, float* to) {
+  for (int r = 0; r < rows; r += W, b += W * columns, to += W) {
     vec part[W] = {};
-    for (int i = 0; i < W && r + i < rows; ++i)
-      for (int c = 0; c < columns; c += W) part[i] += load(from + i * columns + c);
+    for (int c = 0; c < columns; c += W) {
+      const vec left = load(a + c);
+      for (int i = 0; i < W; ++i) part[i] += left * load(b + i * columns + c);
+    }
     exchange_all<W / 2>(part);
     vec total = load(to);
     for (int i = 0; i < W; ++i) total += part[i];
