@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -12,7 +13,11 @@ namespace upslope {
 namespace {
 
 constexpr int MOST_THREADS = 256;
-constexpr int SPINS = 4000;  // some 20 to 100 microseconds of looking for work before a thread sleeps
+constexpr int SPINS = 4000;  // looks for the others' end before a thread gives way to other programs
+
+// How long a thread looks for work before it sleeps: waking one takes longer than most work does. One that has looked in
+// vain does not look for long the next time; cores are wanted for something else then, such as environments' processes.
+constexpr std::chrono::microseconds PATIENCE{250}, HASTE{15};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -76,13 +81,17 @@ class Pool {
   }
 
   void serve(int worker) {
+    auto patience = PATIENCE;
     for (;;) {
       take_tasks(worker);
       const uint64_t seen = ticket_.load();
       if (Ticket{seen}.next() < Ticket{seen}.tasks() && worker <= Ticket{seen}.threads()) continue;
-      int spins = 0;
-      while (spins < SPINS && ticket_.load(std::memory_order_relaxed) == seen) pause(), ++spins;
-      if (spins == SPINS) ticket_.wait(seen);
+      const auto until = std::chrono::steady_clock::now() + patience;
+      auto idle = [&] { return ticket_.load(std::memory_order_relaxed) == seen; };
+      while (idle() && std::chrono::steady_clock::now() < until)
+        for (int spins = 0; spins < 50 && idle(); ++spins) pause();
+      patience = idle() ? HASTE : PATIENCE;
+      if (idle()) ticket_.wait(seen);
     }
   }
 
