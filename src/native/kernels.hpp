@@ -15,8 +15,9 @@ void gradient(const Plan& plan, const Loss& loss, const float* parameters, const
   }
 }
 
-void act(const Plan& plan, const float* parameters, const float* observation, const float* noise, const uint8_t* mask,
-         int rows, int64_t* choice, float* action, float* log_prob, float* scratch_floats) {
+void act(const Plan& plan, const float* parameters, const float* observation, const double* uniform,
+         const float* normal, const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob,
+         float* scratch_floats) {
   Scratch scratch{scratch_floats};
   Trace trace;
   const int block = rows <= LINE ? LINE : BLOCK;
@@ -25,13 +26,19 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
   const float* numbers = forward(plan.actor, parameters, seen, block, trace, scratch);
   Sample sample{};
   sample.action = scratch.take(int64_t{plan.actions()} * block);
-  float* drawn = scratch.take(int64_t{plan.size} * block);  // the noise, [size][block]
+  const int64_t numbers_drawn = int64_t{plan.size} * block;
+  float *drawn = scratch.take(numbers_drawn), *rest = scratch.take(numbers_drawn);  // the noise, [size][block]
   sample.allowed = mask ? scratch.take(int64_t{plan.size} * block) : nullptr;
   for (int a = 0; a < plan.size; ++a)
     for (int b = 0; b < block; ++b) {
-      drawn[a * block + b] = b < rows ? noise[int64_t{b} * plan.size + a] : 1.0f;
-      if (mask) sample.allowed[a * block + b] = b < rows && !mask[int64_t{b} * plan.size + a] ? 0.0f : 1.0f;
+      const int64_t at = int64_t{b} * plan.size + a;
+      const double u = b < rows && uniform ? uniform[at] : 0.5;
+      drawn[a * block + b] = b < rows && normal ? normal[at] : float(u);
+      rest[a * block + b] = float(1 - u);
+      if (mask) sample.allowed[a * block + b] = b < rows && !mask[at] ? 0.0f : 1.0f;
     }
+  if (uniform)
+    for (int64_t i = 0; i < numbers_drawn; i += W) store(drawn + i, wait(load(drawn + i), load(rest + i)));
   float* normalizer = scratch.take(int64_t{plan.actions()} * block);
   float* entropies = scratch.take(int64_t{plan.actions()} * block);
   float* found = scratch.take(block);

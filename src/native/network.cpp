@@ -108,25 +108,29 @@ class Network {
     return steps;
   }
 
-  void act(Vector<const float> parameters, Rows<const float> observation, Rows<const float> noise,
-           Given<const bool> mask, Given<int64_t> choice, Given<float> action, Vector<float> log_prob, int threads) {
-    const int64_t rows = observation.shape(0);
+  void act(Vector<const float> parameters, Rows<const float> observation, Given<const double> uniform,
+           Given<const float> normal, Given<const bool> mask, Given<int64_t> choice, Given<float> action,
+           Vector<float> log_prob, int threads) {
+    const int64_t rows = observation.shape(0), size = plan_.size;
     check(parameters.shape(0), observation.shape(1));
-    need(int64_t(noise.shape(0)) == rows && noise.shape(1) == size_t(plan_.size), "noise has another shape");
+    const double* uniforms = rows_of(uniform, rows, size);
+    const float* normals = rows_of(normal, rows, size);
+    need(plan_.gaussian() ? !uniforms && normals : uniforms && !normals, "the noise is of another kind");
     need(int64_t(log_prob.shape(0)) == rows, "log_prob has another number of rows");
-    float* numbers = rows_of(action, rows, plan_.size);
+    float* numbers = rows_of(action, rows, size);
     int64_t* choices = rows_of(choice, rows, plan_.actions());
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
-    const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, plan_.size));
+    const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, size));
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     prepare(threads);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * BLOCK;
-      kernels->act(plan_, parameters.data(), observation.data() + from * plan_.inputs, noise.data() + from * plan_.size,
-                   allowed ? allowed + from * plan_.size : nullptr, int(std::min<int64_t>(BLOCK, rows - from)),
-                   choices ? choices + from * plan_.actions() : nullptr, numbers ? numbers + from * plan_.size : nullptr,
-                   log_prob.data() + from, scratch_[worker].get());
+      auto part = [from](auto* all, int64_t width) { return all ? all + from * width : nullptr; };
+      kernels->act(plan_, parameters.data(), part(observation.data(), plan_.inputs), part(uniforms, size),
+                   part(normals, size), part(allowed, size), int(std::min<int64_t>(BLOCK, rows - from)),
+                   part(choices, plan_.actions()), part(numbers, size), part(log_prob.data(), 1),
+                   scratch_[worker].get());
     };
     in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
   }
@@ -177,7 +181,7 @@ class Network {
   static T* rows_of(const Given<T>& given, int64_t rows, int64_t width) {
     if (!given) return nullptr;
     need(given->ndim() > 0 && int64_t(given->shape(0)) == rows && int64_t(given->size()) == rows * width,
-         "action or mask has another shape");
+         "action, noise or mask has another shape");
     return given->data();
   }
 
@@ -275,7 +279,7 @@ void bind_network(nb::module_& m) {
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
            "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "threads"_a)
-      .def("act", &Network::act, "parameters"_a, "observation"_a, "noise"_a, "mask"_a.none(), "choice"_a.none(),
+      .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(), "choice"_a.none(),
            "action"_a.none(), "log_prob"_a, "threads"_a)
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
 }

@@ -108,8 +108,10 @@ struct Kernels {
   const char* name;
   void (*gradient)(const Plan&, const Loss&, const float* parameters, const Batch&, const int64_t* index, int rows,
                    int block, float* sums, double* metrics, float* scratch);
-  void (*act)(const Plan&, const float* parameters, const float* observation, const float* noise, const uint8_t* mask,
-              int rows, int64_t* choice, float* action, float* log_prob, float* scratch);
+  // draws from `uniform` in [0, 1), or from `normal` for a Gaussian, [rows][size]
+  void (*act)(const Plan&, const float* parameters, const float* observation, const double* uniform,
+              const float* normal, const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob,
+              float* scratch);
   void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
                  float* scratch);
   void (*add)(const float* const* slices, int count, int64_t n, float* out);  // out[i] += sum over slices
@@ -133,7 +135,7 @@ struct Kernels {
 };
 
 inline int64_t scratch_floats(const Plan& plan) {
-  const int64_t head = 4 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
+  const int64_t head = 5 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
   return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
 }
 

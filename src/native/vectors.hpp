@@ -134,14 +134,26 @@ inline vec exponential(vec y) {  // 0 below the smallest normal number, infinity
   return y < -87.0f ? vec{} : (y > 88.3f ? infinite : e.expm1 * e.scale + e.scale);
 }
 
-inline vec logarithm(vec x) {  // of positive normal numbers: ln m + e ln 2, ln m = 2 artanh((m - 1) / (m + 1))
-  const ints e = (bits(x) - 0x3f3504f3) >> 23;  // m is from sqrt(1/2) to sqrt(2)
-  const vec m = floats(bits(x) - (e << 23));
-  const vec f = (m - 1.0f) / (m + 1.0f), g = f * f;
+// ln(m 2^e) for m from sqrt(1/2) to sqrt(2), given m - 1: ln m = 2 artanh((m - 1) / (m + 1))
+inline vec log_of(vec m_less_1, vec m, ints e) {
+  const vec f = m_less_1 / (m + 1.0f), g = f * f;
   vec p = g * (2.0f / 9) + (2.0f / 7);
   p = p * g + (2.0f / 5);
   p = p * g + (2.0f / 3);
   return __builtin_convertvector(e, vec) * 0.693147181f + (f * g * p + 2.0f * f);
+}
+
+inline vec logarithm(vec x) {  // of positive normal numbers
+  const ints e = (bits(x) - 0x3f3504f3) >> 23;
+  const vec m = floats(bits(x) - (e << 23));
+  return log_of(m - 1.0f, m, e);
+}
+
+// -ln(1 - u) of u in [0, 1), given 1 - u as well, each rounded once: accurate at both ends
+inline vec wait(vec u, vec rest) {
+  const ints e = (bits(rest) - 0x3f3504f3) >> 23;  // as in `logarithm`; m - 1 is -u exactly where e is 0
+  const vec m = floats(bits(rest) - (e << 23));
+  return -log_of(e == 0 ? -u : m - 1.0f, m, e);
 }
 
 // x[i] = f(x[i]) for n numbers, a multiple of W, four vectors at a time.

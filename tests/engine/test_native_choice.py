@@ -81,6 +81,23 @@ def test_several_choices_are_drawn_with_their_probabilities(instruction_set):
     torch.testing.assert_close(log_prob, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_the_race_is_accurate_at_both_ends(instruction_set):
+    """Logits (0, x), E = -ln(1 - u): 1 is drawn from x = ln(E_1 / E_0) on, wherever u_0 is."""
+    policy = PlainPolicy(1, [], [], [], spaces.Discrete(2), "tanh")
+    policy.actor[0].weight.data = torch.tensor([[0.0], [1.0]])
+    policy.actor[0].bias.data.zero_()
+    engine = NativeEngine(policy, max_grad_norm=None)
+    near_0, near_1 = np.logspace(-16, -0.5, 5000), 1 - np.logspace(-15, -0.5, 5000)
+    u = np.concatenate([near_0, np.linspace(0.2, 0.8, 5000), near_1])
+    turning = np.log(np.log(2)) - np.log(-np.log1p(-u))
+    for side in (0, 1):
+        x = (turning + (2 * side - 1) * 2e-5)[:, None].astype(np.float32)
+        action, log_prob = np.empty(len(u), np.int64), np.empty(len(u), np.float32)
+        uniform = np.stack([u, np.full_like(u, 0.5)], 1)
+        engine.network.act(engine._value, x, uniform, None, None, action, None, log_prob, 1)
+        assert (action == side).all()
+
+
 def test_a_masked_action_is_never_drawn(instruction_set):
     engine = NativeEngine(policy_of(), max_grad_norm=None)
     g, n = torch.Generator().manual_seed(3), 3000

@@ -199,18 +199,22 @@ class NativeEngine(TorchEngine):
         if rows is None:
             return super().act(observation, generator, memory, mask)
         choices, count = self.structure.choices, len(rows)
-        if choices:
-            races = [torch.empty(count, n).exponential_(generator=generator) for n in choices]
-            noise = torch.cat(races, 1) if len(races) > 1 else races[0]
+        uniform = normal = None
+        if choices:  # torch's draws from Exp(1) are -ln(1 - u) of these u, the logarithm is slow
+            draws = [torch.empty(count, n, dtype=torch.float64) for n in choices]
+            for each in draws:
+                each.uniform_(generator=generator)
+            uniform = (torch.cat(draws, 1) if len(draws) > 1 else draws[0]).numpy()
             action = torch.empty((count, *self.policy.head.shape), dtype=torch.int64)
         else:
-            noise = torch.empty(count, self.structure.size).normal_(generator=generator)
-            action = torch.empty_like(noise)
+            drawn = torch.empty(count, self.structure.size).normal_(generator=generator)
+            action, normal = torch.empty_like(drawn), drawn.numpy()
         log_prob = torch.empty(count)
         self.network.act(
             self._value,
             rows,
-            noise.numpy(),
+            uniform=uniform,
+            normal=normal,
             mask=None if mask is None else mask.numpy(),
             choice=action.numpy() if choices else None,
             action=None if choices else action.numpy(),

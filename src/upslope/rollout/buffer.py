@@ -193,8 +193,8 @@ class Rollout:
                     yield rows
             return
         rows = torch.from_numpy(np.flatnonzero(self.valid.ravel()))
-        order = rows[torch.randperm(len(rows), generator=generator)]
-        yield from order.tensor_split(count)
+        order = torch.randperm(len(rows), generator=generator)
+        yield from rows.index_select(0, order).tensor_split(count)
 
     def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.
