@@ -178,27 +178,35 @@ inline void back_choices(const Plan& plan, const float* logit, const Sample& sam
 
 constexpr float LOG_SQRT_2_PI = 0.918938533f;
 
-inline Judged judge_gaussian(const Plan& plan, const float* parameters, const float* mean, const Sample& sample,
-                             int block, int column) {
+// 1 / sigma of each dimension, in a vector each, [size][W]
+inline const float* precisions(const Plan& plan, const float* parameters, Scratch& scratch) {
+  float* found = scratch.take(int64_t{plan.size} * W);
+  for (int i = 0; i < plan.size; ++i) store(found + i * W, exponential(all(-parameters[plan.log_std + i])));
+  return found;
+}
+
+inline Judged judge_gaussian(const Plan& plan, const float* parameters, const float* precision, const float* mean,
+                             const Sample& sample, int block, int column) {
   Judged found{};
   for (int i = 0; i < plan.size; ++i) {
     const int64_t at = int64_t{i} * block + column;
     const vec log_std = all(parameters[plan.log_std + i]);
-    const vec z = (load(sample.action + at) - load(mean + at)) * exponential(-log_std);
+    const vec z = (load(sample.action + at) - load(mean + at)) * load(precision + i * W);
     found.log_prob += -0.5f * z * z - log_std - LOG_SQRT_2_PI;
     found.entropy += log_std + (0.5f + LOG_SQRT_2_PI);
   }
   return found;
 }
 
-inline void back_gaussian(const Plan& plan, const float* parameters, const float* mean, const Sample& sample, int block,
-                          int column, vec slope, vec weight, float* delta, float* sums) {
+// The gradient of log sigma is added to `log_std_delta` [size][W].
+inline void back_gaussian(const Plan& plan, const float* precision, const float* mean, const Sample& sample, int block,
+                          int column, vec slope, vec weight, float* delta, float* log_std_delta) {
   for (int i = 0; i < plan.size; ++i) {
     const int64_t at = int64_t{i} * block + column;
-    const vec inverse = exponential(all(-parameters[plan.log_std + i]));
-    const vec z = (load(sample.action + at) - load(mean + at)) * inverse;
+    const vec inverse = load(precision + i * W), z = (load(sample.action + at) - load(mean + at)) * inverse;
     store(delta + at, slope * z * inverse);
-    sums[plan.log_std_sums + i] += sum(slope * (z * z - 1.0f) - weight);
+    float* const total = log_std_delta + i * W;
+    store(total, load(total) + (slope * (z * z - 1.0f) - weight));
   }
 }
 
@@ -310,20 +318,25 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
   float *head_delta = scratch.take(padded(plan.size) * block), *value_delta = scratch.take(LINE * block);
   float* normalizer = scratch.take(int64_t{plan.actions()} * block);
   float* entropies = scratch.take(int64_t{plan.actions()} * block);
+  const float* precision = plan.gaussian() ? precisions(plan, parameters, scratch) : nullptr;
+  float* log_std_delta = scratch.take(int64_t{plan.size} * W);
+  fill(log_std_delta, 0.0f, int64_t{plan.size} * W);
   vec totals[METRICS] = {};
   for (int c = 0; c < block; c += W) {
-    const Judged judged = plan.gaussian() ? judge_gaussian(plan, parameters, numbers, sample, block, c)
+    const Judged judged = plan.gaussian() ? judge_gaussian(plan, parameters, precision, numbers, sample, block, c)
                                           : judge_choices(plan, numbers, sample, block, c, normalizer, entropies);
     vec value_slope;
     const vec slope = lose(loss, sample, c, judged, load(value + c), totals, value_slope);
     const vec weight = loss.entropy_weight * load(sample.weight + c);
     store(value_delta + c, value_slope);
     if (plan.gaussian())
-      back_gaussian(plan, parameters, numbers, sample, block, c, slope, weight, head_delta, sums);
+      back_gaussian(plan, precision, numbers, sample, block, c, slope, weight, head_delta, log_std_delta);
     else
       back_choices(plan, numbers, sample, block, c, normalizer, entropies, slope, weight, head_delta);
   }
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
+  if (plan.gaussian())
+    for (int i = 0; i < plan.size; ++i) sums[plan.log_std_sums + i] += sum(load(log_std_delta + i * W));
 
   const bool shared = !plan.trunk.empty();
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;

@@ -42,13 +42,14 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
   float* normalizer = scratch.take(int64_t{plan.actions()} * block);
   float* entropies = scratch.take(int64_t{plan.actions()} * block);
   float* found = scratch.take(block);
+  const float* precision = plan.gaussian() ? precisions(plan, parameters, scratch) : nullptr;
   for (int c = 0; c < block; c += W) {
     if (plan.gaussian()) {
       for (int i = 0; i < plan.size; ++i) {
         const int64_t at = int64_t{i} * block + c;
-        store(sample.action + at, load(numbers + at) + exponential(all(parameters[plan.log_std + i])) * load(drawn + at));
+        store(sample.action + at, load(numbers + at) + load(drawn + at) / load(precision + i * W));
       }
-      store(found + c, judge_gaussian(plan, parameters, numbers, sample, block, c).log_prob);
+      store(found + c, judge_gaussian(plan, parameters, precision, numbers, sample, block, c).log_prob);
       continue;
     }
     int64_t from = c;  // the exponential race: argmax of p_a / E_a

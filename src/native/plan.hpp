@@ -135,7 +135,7 @@ struct Kernels {
 };
 
 inline int64_t scratch_floats(const Plan& plan) {
-  const int64_t head = 5 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
+  const int64_t head = 6 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
   return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
 }
 
