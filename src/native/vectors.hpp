@@ -198,6 +198,8 @@ inline void band(const Strided& a, int depth, const float* v, int64_t v_row, flo
   int64_t j = 0;
   for (; j + UPSLOPE_COLUMNS * W <= columns; j += UPSLOPE_COLUMNS * W)
     tile<R, UPSLOPE_COLUMNS>(a, depth, v + j, v_row, c + j, c_row, bias, add);
+  if constexpr (UPSLOPE_COLUMNS > 2)
+    for (; j + 2 * W <= columns; j += 2 * W) tile<R, 2>(a, depth, v + j, v_row, c + j, c_row, bias, add);
   for (; j < columns; j += W) tile<R, 1>(a, depth, v + j, v_row, c + j, c_row, bias, add);
 }
 
@@ -214,9 +216,13 @@ inline void product(Strided a, int rows, int depth, const float* v, int64_t v_ro
                     int64_t columns, const float* bias, bool add) {
   constexpr int R = UPSLOPE_ROWS, TALL = 2 * R;
   int r = 0;
-  if (columns == W)  // one vector a row: more rows at once keep the adders busy
+  const bool one = columns == W, two = columns == 2 * W && UPSLOPE_COLUMNS > 2;
+  if (one || two)  // few vectors a row: more rows at once keep the adders busy
     for (; r + TALL <= rows; r += TALL, a.data += TALL * a.row, c += TALL * c_row)
-      tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
+      if (one)
+        tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
+      else if constexpr (UPSLOPE_COLUMNS > 2)
+        tile<TALL, 2>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
   for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row)
     band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
   if (r < rows) last_band<R - 1>(a, rows - r, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
