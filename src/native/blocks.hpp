@@ -87,10 +87,10 @@ struct Workspace {  // of a backward pass
   float *turned, *first, *second;
 };
 
-// Adds the gradients of a chain's parameters to `sums`, given `delta`, that of its output, which is overwritten. Where
-// `input_delta` is given, the gradient of the chain's input is put there, or added.
+// Puts the gradients of a chain's parameters into `sums`, or adds them, given `delta`, that of its output, which is
+// overwritten. Where `input_delta` is given, the gradient of the chain's input is put there, or added.
 inline void backward(const Chain& chain, const float* parameters, const float* input, const Trace& trace, float* delta,
-                     float* input_delta, bool add, int block, float* sums, Workspace& work) {
+                     float* input_delta, bool add_delta, int block, float* sums, bool add, Workspace& work) {
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
     const bool further = l > 0 || input_delta != nullptr;
@@ -100,14 +100,14 @@ inline void backward(const Chain& chain, const float* parameters, const float* i
           layer.few() ? nullptr : work.turned);
     if (layer.few())
       for (int o = 0; o < layer.outputs; ++o)
-        add_dots(delta + o * block, below_output, layer.inputs + 1, block, sums + layer.sums + o * row);
+        dots(delta + o * block, below_output, layer.inputs + 1, block, sums + layer.sums + o * row, add);
     else
       product({below_output, block, 1}, layer.inputs + 1, block, work.turned, row, sums + layer.sums, row, row, nullptr,
-              true);
+              add);
     if (!further) return;
     float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
     product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,
-            nullptr, l == 0 && add);
+            nullptr, l == 0 && add_delta);
     delta = below;
   }
 }
@@ -303,9 +303,10 @@ inline Sample gather_sample(const Plan& plan, const Loss& loss, const Batch& bat
   return found;
 }
 
-// Adds the gradient of the rows `index` to `sums` (padded), and their metrics.
+// Puts the gradient of the rows `index` into `sums` (padded), or adds it, and adds their metrics.
 inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch,
-                              const int64_t* index, int rows, int block, float* sums, double* metrics, Scratch scratch) {
+                              const int64_t* index, int rows, int block, float* sums, bool add, double* metrics,
+                              Scratch scratch) {
   const float* input = gather(plan, batch.observation, index, rows, block, scratch);
   const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
   Trace trunk, actor, critic;
@@ -336,13 +337,16 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
   }
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
   if (plan.gaussian())
-    for (int i = 0; i < plan.size; ++i) sums[plan.log_std_sums + i] += sum(load(log_std_delta + i * W));
+    for (int i = 0; i < plan.size; ++i) {
+      float& total = sums[plan.log_std_sums + i];
+      total = (add ? total : 0.0f) + sum(load(log_std_delta + i * W));
+    }
 
   const bool shared = !plan.trunk.empty();
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;
-  backward(plan.actor, parameters, seen, actor, head_delta, seen_delta, false, block, sums, work);
-  backward(plan.critic, parameters, seen, critic, value_delta, seen_delta, true, block, sums, work);
-  if (shared) backward(plan.trunk, parameters, input, trunk, seen_delta, nullptr, false, block, sums, work);
+  backward(plan.actor, parameters, seen, actor, head_delta, seen_delta, false, block, sums, add, work);
+  backward(plan.critic, parameters, seen, critic, value_delta, seen_delta, true, block, sums, add, work);
+  if (shared) backward(plan.trunk, parameters, input, trunk, seen_delta, nullptr, false, block, sums, add, work);
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ void gradient(const Plan& plan, const Loss& loss, const float* parameters, const
               int rows, int block, float* sums, double* metrics, float* scratch) {
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    gradient_of_block(plan, loss, parameters, batch, index + b, here, int(padded(here)), sums, metrics, Scratch{scratch});
+    gradient_of_block(plan, loss, parameters, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
+                      Scratch{scratch});
   }
 }
 
@@ -91,36 +92,37 @@ void values(const Plan& plan, const float* parameters, const float* observation,
   for (int b = 0; b < rows; ++b) value[b] = found[b];
 }
 
-void add(const float* const* slices, int count, int64_t n, float* out) {
+void join(const float* const* slices, int count, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + W <= n; i += W) {
     vec total = load(slices[0] + i);
     for (int s = 1; s < count; ++s) total += load(slices[s] + i);
-    store(out + i, load(out + i) + total);
+    store(out + i, total);
   }
   for (; i < n; ++i) {
-    float total = slices[0][i];
-    for (int s = 1; s < count; ++s) total += slices[s][i];
-    out[i] += total;
+    out[i] = slices[0][i];
+    for (int s = 1; s < count; ++s) out[i] += slices[s][i];
   }
 }
 
-void add_turned(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out) {
+void join_turned(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out) {
   float rest[W];
   for (int64_t i = 0; i < rows; i += W)
     for (int64_t j = 0; j < columns; j += W) {
       vec x[W] = {};
-      for (int64_t k = 0; k < W && i + k < rows; ++k)
-        for (int s = 0; s < count; ++s) x[k] += load(slices[s] + (i + k) * row + j);
+      for (int64_t k = 0; k < W && i + k < rows; ++k) {
+        x[k] = load(slices[0] + (i + k) * row + j);
+        for (int s = 1; s < count; ++s) x[k] += load(slices[s] + (i + k) * row + j);
+      }
       exchange_all<W / 2>(x);
       for (int64_t k = 0; k < W && j + k < columns; ++k) {
         float* to = out + (j + k) * rows + i;
         if (i + W <= rows) {
-          store(to, load(to) + x[k]);
+          store(to, x[k]);
           continue;
         }
         store(rest, x[k]);
-        for (int64_t r = 0; i + r < rows; ++r) to[r] += rest[r];
+        for (int64_t r = 0; i + r < rows; ++r) to[r] = rest[r];
       }
     }
 }
@@ -150,7 +152,7 @@ void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __
 
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
-const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         add,          add_turned,
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         join,         join_turned,
                                  square,        adam,          pack,        lstm_forward,  lstm_backward,  gru_forward,  gru_backward,
                                  PANEL,         packed_floats, pack_panels, multiply_panel, attend};
 }  // namespace upslope

@@ -97,7 +97,6 @@ class Network {
     for (int64_t k = 0; k < steps; here += sizes.data()[k], ++k) {
       const int64_t size = sizes.data()[k];
       double* found = metrics.data() + k * (METRICS + 1);
-      std::fill_n(buffers.gradient, n, 0.0f);
       std::fill_n(found, METRICS + 1, 0.0);
       loss.sample_weight = float(1.0 / double(size));
       run(loss, buffers.parameters, batch, here, size, buffers.gradient, found, chunks, threads);
@@ -217,15 +216,14 @@ class Network {
     while (int(sums_.size()) < count) sums_.push_back(zeros(plan_.sums));
     std::vector<double> found(count * METRICS, 0.0);
     auto work = [&](int slice, int worker) {
-      std::fill_n(sums_[slice].get(), plan_.sums, 0.0f);
       kernels->gradient(plan_, loss, parameters, batch, index + begins[slice], int(begins[slice + 1] - begins[slice]),
                         block, sums_[slice].get(), &found[slice * METRICS], scratch_[worker].get());
     };
     in_parallel(count, threads, work);
     for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
     if (chunks.rows.empty()) return join(0, count, gradient, threads);
+    std::fill_n(gradient, chunks.total.size(), 0.0f);
     for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
-      std::fill(chunks.total.begin(), chunks.total.end(), 0.0f);
       join(first, int(slices[k]), chunks.total.data(), threads);
       const float share = float(double(rows) / double(parts[k]));
       const float* own = chunks.total.data();
@@ -248,16 +246,16 @@ class Network {
       const int64_t n = layer.inputs, row = layer.row();
       float *weight = gradient + layer.weight, *bias = gradient + layer.bias;
       if (!layer.few()) {
-        kernels->add_turned(from(layer.sums).data(), slices, n, layer.outputs, row, weight);
-        return kernels->add(from(layer.sums + n * row).data(), slices, layer.outputs, bias);
+        kernels->join_turned(from(layer.sums).data(), slices, n, layer.outputs, row, weight);
+        return kernels->join(from(layer.sums + n * row).data(), slices, layer.outputs, bias);
       }
       for (int64_t o = 0; o < layer.outputs; ++o) {
-        kernels->add(from(layer.sums + o * row).data(), slices, n, weight + o * n);
-        kernels->add(from(layer.sums + o * row + n).data(), slices, 1, bias + o);
+        kernels->join(from(layer.sums + o * row).data(), slices, n, weight + o * n);
+        kernels->join(from(layer.sums + o * row + n).data(), slices, 1, bias + o);
       }
     };
     in_parallel(int(layers.size()), plan_.sums > 4000 ? threads : 1, work);
-    if (plan_.gaussian()) kernels->add(from(plan_.log_std_sums).data(), slices, plan_.size, gradient + plan_.log_std);
+    if (plan_.gaussian()) kernels->join(from(plan_.log_std_sums).data(), slices, plan_.size, gradient + plan_.log_std);
   }
 
   Plan plan_{};

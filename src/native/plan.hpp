@@ -114,9 +114,9 @@ struct Kernels {
               float* scratch);
   void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
                  float* scratch);
-  void (*add)(const float* const* slices, int count, int64_t n, float* out);  // out[i] += sum over slices
-  // out [columns][rows] += the sum over slices, [rows][row] of which `columns` are read, turned
-  void (*add_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
+  void (*join)(const float* const* slices, int count, int64_t n, float* out);  // out[i] = sum over slices
+  // out [columns][rows] = the sum over slices, [rows][row] of which `columns` are read, turned
+  void (*join_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
   double (*square)(const float* x, int64_t n);
   void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
   // The weight [gates H][H] of a cell as the next four read it: for the forward pass turned.

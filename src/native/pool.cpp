@@ -17,7 +17,7 @@ constexpr int SPINS = 4000;  // looks for the others' end before a thread gives 
 
 // How long a thread looks for work before it sleeps: waking one takes longer than most work does. One that has looked in
 // vain does not look for long the next time; cores are wanted for something else then, such as environments' processes.
-constexpr std::chrono::microseconds PATIENCE{250}, HASTE{15};
+constexpr std::chrono::microseconds PATIENCE{250}, HASTE{60};
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)

@@ -265,8 +265,8 @@ inline void turn(F value, int64_t rows, int64_t columns, float* to, int64_t to_r
     }
 }
 
-// to[r] += the sum over c of a[c] b[r][c], for b [rows][columns]; `to` and b have room for a multiple of W rows.
-inline void add_dots(const float* a, const float* b, int rows, int columns, float* to) {
+// to[r] = (0 | to[r]) + the sum over c of a[c] b[r][c], b [rows][columns]; `to` and b have room for a multiple of W rows.
+inline void dots(const float* a, const float* b, int rows, int columns, float* to, bool add) {
   for (int r = 0; r < rows; r += W, b += W * columns, to += W) {
     vec part[W] = {};
     for (int c = 0; c < columns; c += W) {
@@ -274,7 +274,7 @@ inline void add_dots(const float* a, const float* b, int rows, int columns, floa
       for (int i = 0; i < W; ++i) part[i] += left * load(b + i * columns + c);
     }
     exchange_all<W / 2>(part);
-    vec total = load(to);
+    vec total = add ? load(to) : vec{};
     for (int i = 0; i < W; ++i) total += part[i];
     store(to, total);
   }
