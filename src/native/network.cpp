@@ -9,8 +9,8 @@
 #include <tuple>
 
 #include "binding.hpp"
-#include "descent.hpp"
 #include "pool.hpp"
+#include "sums.hpp"
 
 namespace upslope {
 
@@ -41,6 +41,7 @@ class Network {
       parameters_ = std::max(parameters_, log_std + plan_.size);
     }
     plan_.widest = std::max<int64_t>(plan_.widest, plan_.size);
+    sums_.emplace(plan_);
   }
 
   // One step of Adam on each minibatch, in turn: `sizes` [K] of them follow one another in `index`. Puts the means of what
@@ -99,10 +100,11 @@ class Network {
       double* found = metrics.data() + k * (METRICS + 1);
       std::fill_n(found, METRICS + 1, 0.0);
       loss.sample_weight = float(1.0 / double(size));
-      run(loss, buffers.parameters, batch, here, size, buffers.gradient, found, chunks, threads);
+      const double square = run(loss, buffers.parameters, batch, here, size, buffers.gradient, found, chunks, threads);
+      const double norm = found[METRICS] = std::sqrt(square);
       chunks = {};
-      found[METRICS] = descend(descent, descent.step + k, buffers, threads);
-      if (!std::isfinite(found[METRICS])) return k;
+      if (!std::isfinite(norm)) return k;
+      sums_->descend(descent.settings(descent.step + k, norm), buffers, threads);
     }
     return steps;
   }
@@ -195,11 +197,13 @@ class Network {
     std::vector<float> total;  // of one chunk
   };
 
+  // Puts the gradient of the rows `index` into `gradient`, adds to the metrics, and returns the gradient's squared norm.
+  //
   // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
   // added in order. Neither cut depends on the number of threads, so the result does not either. No slice is of two
   // chunks.
-  void run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
-           float* gradient, double* metrics, Chunks& chunks, int threads) {
+  double run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
+             float* gradient, double* metrics, Chunks& chunks, int threads) {
     const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
     const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
     const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
@@ -213,55 +217,31 @@ class Network {
     }
     const int count = int(begins.size()) - 1;
     prepare(threads);
-    while (int(sums_.size()) < count) sums_.push_back(zeros(plan_.sums));
+    sums_->begin(count, std::max(threads, 1));
     std::vector<double> found(count * METRICS, 0.0);
     auto work = [&](int slice, int worker) {
       kernels->gradient(plan_, loss, parameters, batch, index + begins[slice], int(begins[slice + 1] - begins[slice]),
-                        block, sums_[slice].get(), &found[slice * METRICS], scratch_[worker].get());
+                        block, sums_->take(slice, worker), &found[slice * METRICS], scratch_[worker].get());
     };
     in_parallel(count, threads, work);
     for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
-    if (chunks.rows.empty()) return join(0, count, gradient, threads);
-    std::fill_n(gradient, chunks.total.size(), 0.0f);
+    if (chunks.rows.empty()) return sums_->join(0, count, gradient, threads);
+    std::vector<float>& own = chunks.total;
+    std::fill_n(gradient, own.size(), 0.0f);
     for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
-      join(first, int(slices[k]), chunks.total.data(), threads);
+      sums_->join(first, int(slices[k]), own.data(), threads);
       const float share = float(double(rows) / double(parts[k]));
-      const float* own = chunks.total.data();
       for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
-      for (size_t i = 0; i < chunks.total.size(); ++i) gradient[i] += own[i];
+      for (size_t i = 0; i < own.size(); ++i) gradient[i] += own[i];
     }
-  }
-
-  void join(int first, int slices, float* gradient, int threads) {
-    auto from = [&](int64_t sums) {
-      std::vector<const float*> moved(slices);
-      for (int s = 0; s < slices; ++s) moved[s] = sums_[first + s].get() + sums;
-      return moved;
-    };
-    std::vector<const Layer*> layers;
-    for (const Chain* each : {&plan_.trunk, &plan_.actor, &plan_.critic})
-      for (const Layer& layer : *each) layers.push_back(&layer);
-    auto work = [&](int task, int) {
-      const Layer& layer = *layers[task];
-      const int64_t n = layer.inputs, row = layer.row();
-      float *weight = gradient + layer.weight, *bias = gradient + layer.bias;
-      if (!layer.few()) {
-        kernels->join_turned(from(layer.sums).data(), slices, n, layer.outputs, row, weight);
-        return kernels->join(from(layer.sums + n * row).data(), slices, layer.outputs, bias);
-      }
-      for (int64_t o = 0; o < layer.outputs; ++o) {
-        kernels->join(from(layer.sums + o * row).data(), slices, n, weight + o * n);
-        kernels->join(from(layer.sums + o * row + n).data(), slices, 1, bias + o);
-      }
-    };
-    in_parallel(int(layers.size()), plan_.sums > 4000 ? threads : 1, work);
-    if (plan_.gaussian()) kernels->join(from(plan_.log_std_sums).data(), slices, plan_.size, gradient + plan_.log_std);
+    return kernels->square(gradient, own.size());
   }
 
   Plan plan_{};
   int64_t parameters_ = 0;  // at least as many are needed
   std::mutex mutex_;
-  std::vector<Floats> scratch_, sums_;
+  std::vector<Floats> scratch_;
+  std::optional<Sums> sums_;  // made with the whole plan
 };
 
 }  // namespace

@@ -130,12 +130,19 @@ def without_bias():
     return policy
 
 
+def shared_layer():
+    policy = policy_of()
+    policy.critic[2] = policy.actor[2]
+    return policy
+
+
 UNFIT = {
     "gelu": (lambda: policy_of(activation="gelu"), "it has no GELU in this place"),
     "a module": (
         lambda: make_policy(Mine(), BOX, ACTIONS["discrete"], generator=torch.Generator()),
         "the policy is not made of perceptrons over a Box",
     ),
+    "shared": (shared_layer, "two of its layers share parameters"),
     "no bias": (without_bias, "a linear layer has no bias"),
 }
 

@@ -46,7 +46,7 @@ def plain_loss(policy, batch, *, vf_coef, ent_coef):
     }
 
 
-widths = st.integers(1, 40)
+widths = st.integers(1, 40) | st.sampled_from([64, 100, 131])  # the last are cut into pieces
 hidden = st.lists(widths, max_size=3)
 heads = st.one_of(
     st.integers(1, 20).map(lambda n: spaces.Discrete(n)),
@@ -55,7 +55,7 @@ heads = st.one_of(
 )
 shapes = st.fixed_dictionaries(
     {
-        "inputs": st.integers(1, 40),
+        "inputs": st.integers(1, 40) | st.just(150),
         "trunk": st.lists(widths, max_size=2),
         "actor": hidden,
         "critic": hidden,

@@ -54,7 +54,10 @@ def structure_of(policy: ActorCritic, flat: FlatParameters) -> Structure:
     size = sum(choices) if choices else policy.head.log_std.numel()
     if actor[-1][1] != size:
         raise Unfit(f"the head takes {actor[-1][1]} numbers, not {size}")
-    covered = {weight for _, _, _, *pair in (*trunk, *actor, *critic) for weight in pair}
+    places = [place for _, _, _, *pair in (*trunk, *actor, *critic) for place in pair]
+    covered = set(places)
+    if len(covered) < len(places):
+        raise Unfit("two of its layers share parameters")
     if len(covered) + (not choices) != len(flat.parameters):
         raise Unfit("the policy has parameters outside its perceptrons")
     return Structure((trunk or actor)[0][0], trunk, actor, critic, choices, log_std)
