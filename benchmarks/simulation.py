@@ -1,20 +1,21 @@
 """Training beside bare simulation: how much of the environments' own speed is left by learning.
 
     python benchmarks/simulation.py                            # HalfCheetah-v5 and LunarLander-v3
-    python benchmarks/simulation.py --peers PEERS/bin/python   # with Stable-Baselines3
+    python benchmarks/simulation.py --peers PEERS/bin/python --write docs   # with Stable-Baselines3
 
-PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores. Bare simulation steps
-the same environments with actions drawn before. In each round everyone runs once, each in a process
-of its own; ratios are taken round by round, and the median is told with the lowest and the highest.
-Steps per second are those of training alone, from one update's end to another's; reset, set-up and
-evaluation are not in it. Stable-Baselines3 has 8 environments in this process, as its users do,
-with as many steps in a rollout and the same epochs and minibatches.
+PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores, rollouts of 16,384
+steps. Bare simulation steps the same environments with actions drawn before. In each round everyone
+runs once, each in a process of its own; ratios are taken round by round, and the median is told
+with the lowest and the highest. Steps per second are those of training alone, from one update's end
+to another's; reset, set-up and evaluation are not in it. Stable-Baselines3 has 8 environments in
+this process, as its users do, with as many steps in a rollout and the same epochs and minibatches.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import statistics
 import subprocess
 import sys
@@ -22,17 +23,27 @@ import time
 from typing import Any
 
 import numpy as np
+from pages import folder, machine, write_section
 
 SECONDS = 8.0
-# name: settings of PPO
-CASES: dict[str, dict[str, Any]] = {
-    "HalfCheetah-v5": {"n_steps": 64, "batch_size": 2048, "n_epochs": 10},
-    "LunarLander-v3": {"n_steps": 64, "batch_size": 2048, "n_epochs": 4},
+N_ENVS, N_STEPS = 256, 64
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name: environment, settings of PPO
+    "HalfCheetah-v5, 10 epochs, minibatches of 2,048": (
+        "HalfCheetah-v5",
+        {"batch_size": 2048, "n_epochs": 10},
+    ),
+    "HalfCheetah-v5, 10 epochs, minibatches of 64": (
+        "HalfCheetah-v5",
+        {"batch_size": 64, "n_epochs": 10},
+    ),
+    "LunarLander-v3, 4 epochs, minibatches of 2,048": (
+        "LunarLander-v3",
+        {"batch_size": 2048, "n_epochs": 4},
+    ),
 }
-N_ENVS = 256
 
 
-def bare(env: str) -> float:
+def bare(env: str, _: dict[str, Any]) -> float:
     """Return steps per second with actions that are there already."""
     from upslope.rollout.envpool import EnvPoolVectorEnv
 
@@ -58,7 +69,7 @@ def bare(env: str) -> float:
     return (steps - 256) * N_ENVS / (time.perf_counter() - began)
 
 
-def upslope(env: str) -> float:
+def upslope(env: str, case: dict[str, Any]) -> float:
     """Return steps per second of training."""
     import upslope as us
 
@@ -68,13 +79,13 @@ def upslope(env: str) -> float:
         clock.append((time.perf_counter(), agent.num_timesteps))
         return clock[-1][0] - clock[0][0] < SECONDS
 
-    agent = us.PPO(env, n_envs=N_ENVS, learning_rate=3e-4, **CASES[env])
+    agent = us.PPO(env, n_envs=N_ENVS, n_steps=N_STEPS, learning_rate=3e-4, **case)
     agent.learn(10**9, callback=note)
     (began, first), (ended, last) = clock[1], clock[-1]
     return (last - first) / (ended - began)
 
 
-def stable_baselines3(env: str) -> float:
+def stable_baselines3(env: str, case: dict[str, Any]) -> float:
     """Return steps per second of training."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -91,15 +102,8 @@ def stable_baselines3(env: str) -> float:
             if clock[-1][0] - clock[0][0] > 2 * SECONDS and len(clock) > 2:
                 raise StopIteration
 
-    case = CASES[env]
-    n_steps = case["n_steps"] * N_ENVS // 8
     model = PPO(
-        "MlpPolicy",
-        make_vec_env(env, 8),
-        n_steps=n_steps,
-        batch_size=case["batch_size"],
-        n_epochs=case["n_epochs"],
-        device="cpu",
+        "MlpPolicy", make_vec_env(env, 8), n_steps=N_STEPS * N_ENVS // 8, device="cpu", **case
     )
     with contextlib.suppress(StopIteration):
         model.learn(10**9, callback=Note())
@@ -119,33 +123,56 @@ def spread(found: list[float]) -> str:
     return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
+def section(lines: list[str], rounds: int) -> str:
+    """Return the section of the page on speed."""
+    return "\n".join(
+        [
+            "## Training beside bare simulation",
+            "",
+            f"{N_ENVS} environments of EnvPool, rollouts of {N_ENVS * N_STEPS:,} steps, two 64-64 "
+            "networks. In brackets the lowest and the highest of the rounds.",
+            "",
+            *lines,
+            "",
+            f"{rounds} rounds. Measured {datetime.date.today()}, {machine()}.",
+        ]
+    )
+
+
 def main() -> None:
     """Run all, in turn, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--envs", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", help="a Python that has Stable-Baselines3")
+    parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(f"sps {CONTESTANTS[told.one](told.envs[0]):.1f}")
+        print(f"sps {CONTESTANTS[told.one](*CASES[told.cases[0]]):.1f}")
         return
     names = [name for name in CONTESTANTS if told.peers or not name.startswith("Stable")]
-    print("| environment | | steps per second | of bare simulation | Upslope is faster by |")
-    print("|---|---|---:|---:|---:|")
-    for env in told.envs:
+    lines = [
+        "| | | steps per second | of bare simulation | Upslope is faster by |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for case in told.cases:
         found: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(told.rounds):
             for name in names:
                 python = told.peers if name.startswith("Stable") else sys.executable
-                command = [python, __file__, "--envs", env, "--one", name]
+                command = [python, __file__, "--cases", case, "--one", name]
                 out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
                 found[name].append(float(out.rpartition("sps ")[2]))
         for name in names:
             rates, ours, pure = found[name], found["Upslope"], found["bare simulation"]
             share = spread([rate / top for rate, top in zip(rates, pure, strict=True)])
             ratio = spread([own / rate for own, rate in zip(ours, rates, strict=True)])
-            print(f"| {env} | {name} | {statistics.median(rates):,.0f} | {share} | {ratio} |")
+            line = f"| {case} | {name} | {statistics.median(rates):,.0f} | {share} | {ratio} |"
+            lines.append(line)
+    print("\n".join(lines))
+    if told.write:
+        write_section(told.write, "simulation", section(lines, told.rounds))
 
 
 if __name__ == "__main__":
