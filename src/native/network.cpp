@@ -91,6 +91,7 @@ class Network {
       chunks.kept = chunk_gradients->shape(1);
       chunks.total.resize(n);
     }
+    finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     const Buffers buffers{n, parameters.data(), gradient.data(), first_moment.data(), second_moment.data()};
@@ -122,6 +123,7 @@ class Network {
     int64_t* choices = rows_of(choice, rows, plan_.actions());
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
     const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, size));
+    finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     prepare(threads);
@@ -136,20 +138,37 @@ class Network {
     in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
   }
 
-  void values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
-    const int64_t rows = observation.shape(0);
+  // Lets other threads begin to put v(s) of each row into `value`; `finish`, or any other call, does what is left.
+  void begin_values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
     check(parameters.shape(0), observation.shape(1));
-    need(int64_t(value.shape(0)) == rows, "value has another number of rows");
+    need(value.shape(0) == observation.shape(0), "value has another number of rows");
+    finish();
+    const std::lock_guard lock(mutex_);
+    prepare(threads);
+    begun_.emplace(Values{*this, parameters, observation, value});
+    const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->block(task, worker); };
+    begin(begun_->blocks(), threads, work, &*begun_);
+  }
+
+  void finish() {
+    if (!begun_) return;
+    upslope::finish();
+    begun_.reset();
+  }
+
+  void values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
+    check(parameters.shape(0), observation.shape(1));
+    need(value.shape(0) == observation.shape(0), "value has another number of rows");
+    finish();
+    Values all{*this, parameters, observation, value};
+    auto work = [&](int task, int worker) { all.block(task, worker); };
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     prepare(threads);
-    auto work = [&](int task, int worker) {
-      const int64_t from = int64_t{task} * BLOCK;
-      kernels->values(plan_, parameters.data(), observation.data() + from * plan_.inputs,
-                      int(std::min<int64_t>(BLOCK, rows - from)), value.data() + from, scratch_[worker].get());
-    };
-    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+    in_parallel(all.blocks(), threads, work);
   }
+
+  ~Network() { finish(); }
 
  private:
   int chain(const std::vector<LayerTuple>& tuples, Chain& into, int inputs) {
@@ -189,6 +208,21 @@ class Network {
   void prepare(int threads) {
     while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
   }
+
+  struct Values {  // v(s) of each row, block by block; it keeps the arrays
+    Network& network;
+    Vector<const float> parameters;
+    Rows<const float> observation;
+    Vector<float> value;
+
+    int blocks() const { return int((observation.shape(0) + BLOCK - 1) / BLOCK); }
+    void block(int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK, inputs = network.plan_.inputs;
+      kernels->values(network.plan_, parameters.data(), observation.data() + from * inputs,
+                      int(std::min<int64_t>(BLOCK, observation.shape(0) - from)), value.data() + from,
+                      network.scratch_[worker].get());
+    }
+  };
 
   struct Chunks {
     std::vector<int64_t> rows;  // of each; none: the gradient of each is not asked for
@@ -242,6 +276,7 @@ class Network {
   std::mutex mutex_;
   std::vector<Floats> scratch_;
   std::optional<Sums> sums_;  // made with the whole plan
+  std::optional<Values> begun_;  // which other threads may be at
 };
 
 }  // namespace
@@ -257,9 +292,11 @@ void bind_network(nb::module_& m) {
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
            "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "threads"_a)
-      .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(), "choice"_a.none(),
-           "action"_a.none(), "log_prob"_a, "threads"_a)
-      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a);
+      .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
+           "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a)
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
+      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
+      .def("finish", &Network::finish);
 }
 
 }  // namespace upslope

@@ -56,6 +56,12 @@ struct Ticket {
 class Pool {
  public:
   void run(int tasks, int threads, void (*work)(void*, int, int), void* context) {
+    begin(tasks, threads, work, context);
+    finish();
+  }
+
+  void begin(int tasks, int threads, void (*work)(void*, int, int), void* context) {
+    finish();
     while (started_ < threads - 1) std::thread(&Pool::serve, this, ++started_).detach();
     work_.store(work, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
@@ -63,9 +69,15 @@ class Pool {
     const uint64_t call = Ticket{ticket_.load()}.call() + 1;
     ticket_.store(call << 40 | uint64_t(threads - 1) << 32 | uint64_t(tasks) << 16);
     ticket_.notify_all();
+    unfinished_ = tasks;
+  }
+
+  void finish() {
+    if (unfinished_ == 0) return;
     take_tasks(0);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
+    for (int spins = 0; done_.load(std::memory_order_acquire) < unfinished_; ++spins)
       spins < SPINS ? pause() : std::this_thread::yield();
+    unfinished_ = 0;
   }
 
  private:
@@ -95,7 +107,7 @@ class Pool {
     }
   }
 
-  int started_ = 0;
+  int started_ = 0, unfinished_ = 0;
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int> done_{0};
   std::atomic<void (*)(void*, int, int)> work_{nullptr};
@@ -104,7 +116,29 @@ class Pool {
 
 std::mutex one_call;
 
+// Never destroyed: its threads are detached, and sleep until the process ends. A forked child has none of them, and makes
+// its own.
+Pool& this_process() {
+  static Pool* pool = nullptr;
+  static pid_t owner = 0;
+  if (pool == nullptr || owner != getpid()) pool = new Pool, owner = getpid();
+  return *pool;
+}
+
+constexpr int MOST_TASKS = 0xffff;  // of one ticket
+
 }  // namespace
+
+void begin(int tasks, int threads, void (*work)(void*, int, int), void* context) {
+  if (tasks > MOST_TASKS) return in_parallel(tasks, threads, work, context);
+  const std::lock_guard lock(one_call);
+  this_process().begin(tasks, std::clamp(threads, 1, MOST_THREADS), work, context);
+}
+
+void finish() {
+  const std::lock_guard lock(one_call);
+  this_process().finish();
+}
 
 void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* context) {
   threads = std::min({threads, tasks, MOST_THREADS});
@@ -114,21 +148,15 @@ void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* co
     return;
   }
   const std::lock_guard lock(one_call);
-  // Never destroyed: its threads are detached, and sleep until the process ends. A forked child has none of them, and
-  // makes its own.
-  static Pool* pool = nullptr;
-  static pid_t owner = 0;
-  if (pool == nullptr || owner != getpid()) pool = new Pool, owner = getpid();
-  constexpr int most = 0xffff;
   struct Part {
     void (*work)(void*, int, int);
     void* context;
     int from;
   };
-  for (int from = 0; from < tasks; from += most) {
+  for (int from = 0; from < tasks; from += MOST_TASKS) {
     Part part{work, context, from};
-    pool->run(
-        std::min(most, tasks - from), threads,
+    this_process().run(
+        std::min(MOST_TASKS, tasks - from), threads,
         [](void* p, int task, int worker) {
           auto* part = static_cast<Part*>(p);
           part->work(part->context, part->from + task, worker);

@@ -14,4 +14,9 @@ void in_parallel(int tasks, int threads, Work& work) {
       tasks, threads, [](void* context, int task, int worker) { (*static_cast<Work*>(context))(task, worker); }, &work);
 }
 
+// Lets other threads begin the tasks of a call, and returns at once: the caller goes on with something else until it
+// calls `finish`, which does what is left. Any other call of this pool finishes it first.
+void begin(int tasks, int threads, void (*work)(void* context, int task, int worker), void* context);
+void finish();
+
 }  // namespace upslope

@@ -68,6 +68,10 @@ class Network:
     def values(
         self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
     ) -> None: ...
+    def begin_values(
+        self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
+    ) -> None: ...
+    def finish(self) -> None: ...
 
 def gae(
     reward: np.ndarray,

@@ -135,6 +135,7 @@ class ActorCritic(Agent[ActorCriticConfig]):
     """
 
     config_class = ActorCriticConfig
+    needs_values = True
 
     def __init__(self, env: Any, *misplaced: Any, **given: Any) -> None:
         super().__init__(env, *misplaced, **given)

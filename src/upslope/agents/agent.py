@@ -41,6 +41,8 @@ class Agent(Generic[Config]):
     """An agent on a stream of experience; see the subclass for its algorithm."""
 
     config_class: type[Config]
+    needs_values = False
+    """Whether every update begins with the values of the whole rollout."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Agent(Generic[Config]):
         self.engine = self.make_engine()
         self.act = self.engine.act  # how actions are drawn while collecting
         self.collector = self.make_collector()
+        self.collector.valuing = self.engine if self.needs_values else None
         self.iteration = 0
         self.num_timesteps = 0
         self.target_timesteps = 0

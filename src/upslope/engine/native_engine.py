@@ -33,6 +33,7 @@ except ImportError as error:  # installed where there was no C++ compiler
 
 COLUMNS = {"log_prob": "old_log_prob", "value": "old_value"}
 COLUMNS |= {name: name for name in ("advantage", "target")}
+WORTH_TELLING = 256  # rows; other threads take as long to hear of fewer as to evaluate them
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
 
 
@@ -231,6 +232,18 @@ class NativeEngine(TorchEngine):
         found = torch.empty(len(rows))
         self.network.values(self._value, rows, found.numpy(), self.threads)
         return found
+
+    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
+        """Let the other threads begin with v(s), where there are any and enough rows."""
+        rows = self._rows(observation)
+        if rows is None or self.threads < 2 or len(rows) < WORTH_TELLING:
+            return False
+        self.network.begin_values(self._value, rows, value.numpy(), self.threads)
+        return True
+
+    def finish(self) -> None:
+        """Do what is left of what was begun."""
+        self.network.finish()
 
     # -- what it is given ----------------------------------------------------------------------
 

@@ -159,6 +159,16 @@ class TorchEngine:
         """Return v(s), [B]."""
         return self.policy.value(observation)
 
+    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
+        """Begin to put v(s) into `value` [B] while the caller does something else; False: not done.
+
+        It is there once `finish` has returned. The policy must not change meanwhile.
+        """
+        return False
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+
     def _accumulate(self, loss: Loss, batch: Indexable, chunks: Chunks) -> dict[str, Tensor]:
         """Differentiate the chunks one by one, keeping each one's gradient."""
         flat, rows = self.flat, len(chunks.index)

@@ -97,6 +97,8 @@ class Rollout:
         self.truncated = np.zeros(shape, bool)
         self.valid = np.zeros(shape, bool)
         self.value = torch.zeros(shape)
+        self.valued = False
+        """Whether `value` is already v of the observations, under the policy that collected."""
         self.next_value = torch.zeros(shape)
         self.advantage = torch.zeros(shape)
         self.target = torch.zeros(shape)
@@ -108,6 +110,13 @@ class Rollout:
         self.last_mask: np.ndarray | None = None
         """[N, columns] which actions are legal in `last_observation`."""
         self.memory = torch.zeros(n_envs, memory_size)
+
+    def begin(self, memory: Tensor) -> None:
+        """Forget what the last iteration left; `memory` [N, S] is a recurrent policy's by now."""
+        self.cut.clear()
+        self.cut_mask.clear()
+        self.memory.copy_(memory)
+        self.valued = False
 
     def first(self, n_steps: int) -> Rollout:
         """Return its first rows, as views of the same memory."""

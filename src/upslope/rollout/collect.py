@@ -26,6 +26,7 @@ from upslope.rollout.named import under, under_any
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.replay import Replay
 from upslope.rollout.stream import Step, Stream, final_info
+from upslope.rollout.values import Valuing
 from upslope.seeding import derive32
 
 Act = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -54,6 +55,8 @@ class Collector:
         self.use_action_masks = use_action_masks
         self.behaviour: Act | None = None
         """What acts instead of the policy, in the same form, where learning is off-policy."""
+        self.valuing: Valuing | None = None
+        """What finds v(s) of each step while the environments take the next, such as an engine."""
         self.replay: Replay | None = None  # every rollout is added to it
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
@@ -81,9 +84,8 @@ class Collector:
             self._begin_segment(self.segment + 1)
         elif saved is not None:
             self._restore_environments(policy, saved)
-        rollout.cut.clear()
-        rollout.cut_mask.clear()
-        rollout.memory.copy_(self.memory)
+        rollout.begin(self.memory)
+        rollout.valued = self.valuing is not None and not rollout.recurrent
         device = next(policy.parameters()).device
         with torch.inference_mode():
             policy.head.explore(generator, rollout.n_envs)
@@ -93,6 +95,8 @@ class Collector:
                 if rollout.recurrent:
                     self._remember(t, memory)
         policy.head.matrix = None
+        if self.valuing is not None:
+            self.valuing.finish()
         rollout.last_observation[:] = self.observation
         rollout.last_mask = self.stream.action_mask
         self.segment_steps += rollout.n_steps
@@ -113,6 +117,8 @@ class Collector:
         memory = self.memory.to(device)
         action, rollout.log_prob[t], memory = act(observation, draws, memory, mask)
         rollout.action[t] = action.cpu().numpy()
+        if rollout.valued and self.valuing is not None:
+            rollout.valued = self.valuing.begin_value(observation, rollout.value[t])
         return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
 
     def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
@@ -157,7 +163,8 @@ class Collector:
 
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...] as the policy sees them; changes no statistics."""
-        found = self._normalized(observation)
+        normalizer = self.observation_normalizer
+        found = observation if normalizer is None else normalizer(observation)
         return found.astype(self.rollout.observation.dtype, copy=False)
 
     def _see(self, observation: np.ndarray, acting: np.ndarray) -> None:
@@ -165,11 +172,6 @@ class Collector:
         if self.observation_normalizer is not None:
             self.observation_normalizer.update(observation, acting)
         self.observation = self.prepared(observation)
-
-    def _normalized(self, observation: np.ndarray) -> np.ndarray:
-        if self.observation_normalizer is None:
-            return observation
-        return self.observation_normalizer(observation)
 
     def _count_episodes(self, ended: np.ndarray, step: Step) -> None:
         score = final_info(step.info, "score")

@@ -44,9 +44,7 @@ class EpisodeCollector(Collector):
         act, self._saved = self.behaviour or act or policy.act, None
         rollout, last = self.rollout, self.rollout.n_steps - 1
         self._begin_segment(self.segment + 1)
-        rollout.cut.clear()
-        rollout.cut_mask.clear()
-        rollout.memory.copy_(self.memory)
+        rollout.begin(self.memory)
         playing, t = self.stream.acting, -1
         device = next(policy.parameters()).device
         with torch.inference_mode():

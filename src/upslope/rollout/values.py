@@ -7,6 +7,7 @@ truncated; elsewhere it is the value of the following row
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,16 @@ from upslope.rollout.buffer import Rollout
 ROWS_AT_ONCE = 16_384
 
 
+class Valuing(Protocol):
+    """What finds values while something else is done: an engine."""
+
+    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
+        """Begin to put v(s) of `observation` [B, ...] into `value` [B]; False: not done."""
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+
+
 @torch.inference_mode()
 def evaluate_values(
     policy: ActorCritic, rollout: Rollout, evaluate: Callable[[Tensor], Tensor] | None = None
@@ -27,7 +38,7 @@ def evaluate_values(
 
     next_value is 0 where the episode terminated and v(s_T), of the observation it was cut in, where
     it was truncated. `evaluate` is another form of `policy.value` without memory, such as an
-    engine's.
+    engine's. What was evaluated while it was collected (`rollout.valued`) is taken as it is, once.
     """
     n_steps, n_envs = rollout.n_steps, rollout.n_envs
     flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
@@ -37,9 +48,13 @@ def evaluate_values(
     if rollout.recurrent:  # what a rollout or an episode was cut in is one more step of it
         found = _recurrent_values(policy, rollout, torch.cat([now, after]))
         value, rest = found[: len(flat)], found[len(flat) :]
+        rollout.value.copy_(value.view(n_steps, n_envs))
     else:
-        value, rest = (_values(policy, evaluate or policy.value, rows) for rows in (now, after))
-    rollout.value.copy_(value.view(n_steps, n_envs))
+        evaluate = evaluate or policy.value
+        if not rollout.valued:
+            rollout.value.copy_(_values(policy, evaluate, now).view(n_steps, n_envs))
+        rest = _values(policy, evaluate, after)
+    rollout.valued = False
     rollout.next_value[:-1] = rollout.value[1:]
     rollout.next_value[-1] = rest[:n_envs]
     done = n_envs
