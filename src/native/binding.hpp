@@ -45,6 +45,12 @@ inline void need(bool fine, const char* what) {
   if (!fine) throw std::invalid_argument(what);
 }
 
+inline bool within(const Vector<const int64_t>& index, int64_t rows) {  // whether all are from 0 to rows - 1
+  bool fine = true;
+  for (size_t i = 0; i < index.shape(0); ++i) fine &= uint64_t(index.data()[i]) < uint64_t(rows);
+  return fine;
+}
+
 void bind_checks(nb::module_& m);
 void bind_decoding(nb::module_& m);
 void bind_memory(nb::module_& m);

@@ -113,6 +113,7 @@ void join_turned(const float* const* slices, int count, int64_t rows, int64_t co
       for (int64_t k = 0; k < W && i + k < rows; ++k) {
         x[k] = load(slices[0] + (i + k) * row + j);
         for (int s = 1; s < count; ++s) x[k] += load(slices[s] + (i + k) * row + j);
+        for (int s = 0; s < count; ++s) __builtin_prefetch(slices[s] + (i + k) * row + j + 4 * W);
       }
       exchange_all<W / 2>(x);
       for (int64_t k = 0; k < W && j + k < columns; ++k) {

@@ -63,7 +63,7 @@ class Network {
     need(int64_t(metrics.shape(0)) == steps && metrics.shape(1) == METRICS + 1, "metrics of another size");
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
-    for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");
+    need(within(index, m), "index is out of range");
     need(total_of(sizes) == rows, "minibatches do not fit the index");
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};

@@ -47,7 +47,7 @@ void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vec
                  Vector<float> out) {
   const int64_t m = advantage.shape(0), rows = index.shape(0);
   need(int64_t(out.shape(0)) == m, "out is of another size");
-  for (int64_t i = 0; i < rows; ++i) need(index.data()[i] >= 0 && index.data()[i] < m, "index is out of range");
+  need(within(index, m), "index is out of range");
   const float* a = advantage.data();
   const int64_t *from = index.data(), *end = from + rows;
   std::vector<float> part;
