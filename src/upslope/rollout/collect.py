@@ -60,8 +60,7 @@ class Collector:
         self.replay: Replay | None = None  # every rollout is added to it
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
-        self.segment = -1
-        self.segment_steps = 0
+        self.segment, self.segment_steps = -1, 0
         self.actions: list[np.ndarray] = []
         self.observation = rollout.last_observation.copy()
         self.episodes, self.episode_return = 0, np.zeros(stream.n_envs)
