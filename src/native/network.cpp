@@ -228,7 +228,7 @@ class Network {
     std::vector<int64_t> rows;  // of each; none: the gradient of each is not asked for
     float* gradients = nullptr;
     int64_t kept = 0;  // of the parameters
-    std::vector<float> total;  // of one chunk
+    std::vector<float> total;  // of one chunk after the first
   };
 
   // Puts the gradient of the rows `index` into `gradient`, adds to the metrics, and returns the gradient's squared norm.
@@ -260,15 +260,16 @@ class Network {
     in_parallel(count, threads, work);
     for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
     if (chunks.rows.empty()) return sums_->join(0, count, gradient, threads);
-    std::vector<float>& own = chunks.total;
-    std::fill_n(gradient, own.size(), 0.0f);
+    std::vector<float>& other = chunks.total;
+    const int64_t n = other.size();
     for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
-      sums_->join(first, int(slices[k]), own.data(), threads);
+      float* own = k == 0 ? gradient : other.data();
+      sums_->join(first, int(slices[k]), own, threads);
       const float share = float(double(rows) / double(parts[k]));
       for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
-      for (size_t i = 0; i < own.size(); ++i) gradient[i] += own[i];
+      for (int64_t i = 0; k > 0 && i < n; ++i) gradient[i] += own[i];
     }
-    return kernels->square(gradient, own.size());
+    return kernels->square(gradient, n);
   }
 
   Plan plan_{};
