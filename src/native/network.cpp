@@ -269,7 +269,7 @@ class Network {
       for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
       for (int64_t i = 0; k > 0 && i < n; ++i) gradient[i] += own[i];
     }
-    return kernels->square(gradient, n);
+    return sums_->square(gradient, threads);
   }
 
   Plan plan_{};

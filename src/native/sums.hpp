@@ -89,9 +89,13 @@ class Sums {
         kernels->join(from(o * row + inputs).data(), count, 1, out + bias.begin + o);
       }
     }, out);
-    double total = 0;
-    for (const double square : squares_) total += square;
-    return total;
+    return total();
+  }
+
+  // The squared norm of a gradient.
+  double square(const float* gradient, int threads) {
+    each(threads, [](const Piece&) {}, gradient);
+    return total();
   }
 
   // Clips the gradient, of that norm, and takes Adam's step along it.
@@ -138,6 +142,12 @@ class Sums {
       }
     };
     in_parallel(groups, threads, group);
+  }
+
+  double total() const {
+    double sum = 0;
+    for (const double square : squares_) sum += square;
+    return sum;
   }
 
   int64_t floats_, parameters_ = 0;
