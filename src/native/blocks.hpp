@@ -38,7 +38,7 @@ inline void activate(Activation activation, float* x, float* before, int64_t n) 
 inline void slope(Activation activation, const float* output, const float* before, float* delta, int rows, int block,
                   bool keep, float* turned) {
   auto through = [&](auto local) {
-    auto value = [&](int64_t row, int64_t column) {
+    auto value = [=](int64_t row, int64_t column) {
       const int64_t at = row * block + column;
       const vec d = local(load(delta + at), at);
       if (keep) store(delta + at, d);
@@ -50,14 +50,14 @@ inline void slope(Activation activation, const float* output, const float* befor
   };
   if (activation == Activation::none && turned) through([](vec d, int64_t) { return d; });
   if (activation == Activation::tanh)
-    through([&](vec d, int64_t at) {
+    through([=](vec d, int64_t at) {
       const vec y = load(output + at);
       return d - d * y * y;
     });
   if (activation == Activation::relu)
-    through([&](vec d, int64_t at) { return load(output + at) > 0.0f ? d : vec{}; });
+    through([=](vec d, int64_t at) { return load(output + at) > 0.0f ? d : vec{}; });
   if (activation == Activation::silu)
-    through([&](vec d, int64_t at) {
+    through([=](vec d, int64_t at) {
       const vec s = sigmoid(load(before + at));
       return d * (s + load(output + at) * (1.0f - s));
     });

@@ -106,26 +106,35 @@ void join(const float* const* slices, int count, int64_t n, float* out) {
 }
 
 void join_turned(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out) {
-  float rest[W];
-  for (int64_t i = 0; i < rows; i += W)
-    for (int64_t j = 0; j < columns; j += W) {
-      vec x[W] = {};
-      for (int64_t k = 0; k < W && i + k < rows; ++k) {
-        x[k] = load(slices[0] + (i + k) * row + j);
-        for (int s = 1; s < count; ++s) x[k] += load(slices[s] + (i + k) * row + j);
-        for (int s = 0; s < count; ++s) __builtin_prefetch(slices[s] + (i + k) * row + j + 4 * W);
-      }
-      exchange_all<W / 2>(x);
-      for (int64_t k = 0; k < W && j + k < columns; ++k) {
-        float* to = out + (j + k) * rows + i;
-        if (i + W <= rows) {
-          store(to, x[k]);
-          continue;
+  constexpr int64_t WIDE = 256;
+  float sums[W * WIDE], rest[W];  // some lines' sums: memory is read along a line, where it is fast
+  for (int64_t from = 0; from < columns; from += WIDE) {
+    const int64_t here = columns - from < WIDE ? columns - from : WIDE;
+    for (int64_t i = 0; i < rows; i += W) {
+      const int64_t lines = rows - i < W ? rows - i : W;
+      for (int64_t k = 0; k < lines; ++k)
+        for (int64_t j = 0; j < here; j += W) {
+          const int64_t at = (i + k) * row + from + j;
+          vec total = load(slices[0] + at);
+          for (int s = 1; s < count; ++s) total += load(slices[s] + at);
+          store(sums + k * WIDE + j, total);
         }
-        store(rest, x[k]);
-        for (int64_t r = 0; i + r < rows; ++r) to[r] = rest[r];
+      for (int64_t j = 0; j < here; j += W) {
+        vec x[W];
+        for (int64_t k = 0; k < W; ++k) x[k] = load(sums + k * WIDE + j);
+        exchange_all<W / 2>(x);
+        for (int64_t k = 0; k < W && j + k < here; ++k) {
+          float* to = out + (from + j + k) * rows + i;
+          if (lines == W) {
+            store(to, x[k]);
+            continue;
+          }
+          store(rest, x[k]);
+          for (int64_t r = 0; r < lines; ++r) to[r] = rest[r];
+        }
       }
     }
+  }
 }
 
 double square(const float* x, int64_t n) {

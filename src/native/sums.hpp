@@ -40,7 +40,7 @@ class Sums {
   explicit Sums(const Plan& plan) : floats_(plan.sums) {
     for (const Chain* chain : {&plan.trunk, &plan.actor, &plan.critic})
       for (const Layer& layer : *chain) {
-        const int most = layer.few() ? layer.outputs : std::max<int>(LINE, 4096 / layer.inputs / LINE * LINE);
+        const int most = layer.few() ? layer.outputs : std::max<int>(8 * LINE, 4096 / layer.inputs / LINE * LINE);
         for (int from = 0; from < layer.outputs; from += most) {
           const int n = std::min(most, layer.outputs - from);
           const Range weight{layer.weight + int64_t{from} * layer.inputs, int64_t{n} * layer.inputs};

@@ -211,9 +211,8 @@ inline void last_band(const Strided& a, int rows, int depth, const float* v, int
   if constexpr (R > 1) last_band<R - 1>(a, rows, depth, v, v_row, c, c_row, columns, bias, add);
 }
 
-// c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
-inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
-                    int64_t columns, const float* bias, bool add) {
+inline void bands(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
+                  int64_t columns, const float* bias, bool add) {
   constexpr int R = UPSLOPE_ROWS, TALL = 2 * R;
   int r = 0;
   const bool one = columns == W, two = columns == 2 * W && UPSLOPE_COLUMNS > 2;
@@ -226,6 +225,15 @@ inline void product(Strided a, int rows, int depth, const float* v, int64_t v_ro
   for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row)
     band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
   if (r < rows) last_band<R - 1>(a, rows - r, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+}
+
+// c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
+inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
+                    int64_t columns, const float* bias, bool add) {
+  constexpr int DEEP = 128;  // rows of v that stay in the first cache for all rows of a
+  for (int k = 0; k < depth; k += DEEP)
+    bands({a.data + k * a.column, a.row, a.column}, rows, depth - k < DEEP ? depth - k : DEEP, v + k * v_row, v_row, c,
+          c_row, columns, bias, add || k > 0);
 }
 
 // ---------------------------------------------------------------- transposition
@@ -259,8 +267,10 @@ inline void turn(F value, int64_t rows, int64_t columns, float* to, int64_t to_r
   for (int64_t i = 0; i < rows; i += W)
     for (int64_t j = 0; j < columns; j += W) {
       vec x[W];
+#pragma GCC unroll 16
       for (int k = 0; k < W; ++k) x[k] = value(i + k, j);
       exchange_all<W / 2>(x);
+#pragma GCC unroll 16
       for (int k = 0; k < W; ++k) store(to + (j + k) * to_row + i, x[k]);
     }
 }

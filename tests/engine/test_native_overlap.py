@@ -119,3 +119,11 @@ def test_learning_has_the_same_bits_without_it(agent, anew, monkeypatch):
     assert all(calls)
     monkeypatch.setattr(NativeEngine, "begin_value", lambda *_: False)
     assert torch.equal(learned(), overlapped)
+
+
+def test_only_where_a_core_is_idle():
+    assert us.PPO("CartPole-v1", n_envs=2).collector.valuing is not None
+    other = us.PPO("CartPole-v1", n_envs=2, backend="async")
+    assert other.collector.valuing is None  # its processes take all cores
+    other.stream.close()
+    assert us.ActorCritic("CartPole-v1", n_envs=2, traces=True).collector.valuing is None

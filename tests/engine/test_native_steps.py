@@ -46,7 +46,7 @@ def plain_loss(policy, batch, *, vf_coef, ent_coef):
     }
 
 
-widths = st.integers(1, 40) | st.sampled_from([64, 100, 131])  # the last are cut into pieces
+widths = st.integers(1, 40) | st.sampled_from([64, 131, 270])  # the last are cut into pieces
 hidden = st.lists(widths, max_size=3)
 heads = st.one_of(
     st.integers(1, 20).map(lambda n: spaces.Discrete(n)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from upslope.gradient.quality import quality
 from upslope.rollout.buffer import Chunks, Rollout
-from upslope.rollout.statistics import explained_variance, mean_of, standardized, step_quality
+from upslope.rollout.statistics import explained_variance, means_of, standardized, step_quality
 
 
 def test_standardized_by_hand():
@@ -71,10 +71,14 @@ def test_explained_variance_of_a_constant_target_is_nan():
     assert math.isnan(explained_variance(rollout_of([1, 2], [3, 3], [True, True])))
 
 
-def test_mean_of():
-    history = [{"a": torch.tensor(1.0), "b": torch.tensor(5.0)}, {"a": torch.tensor(4.0)}]
-    assert mean_of("a", history) == 2.5
-    assert mean_of("a", [{"a": torch.tensor([1.0, 3.0])}, {"a": torch.tensor([8.0])}]) == 4
+def test_means_of_steps():
+    history = [{"a": torch.tensor(a), "b": torch.tensor(b)} for a, b in [(1.0, 5.0), (4.0, 8.0)]]
+    assert means_of(history) == {"a": 2.5, "b": 6.5}
+    several = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([4.0, 6.0])}
+    assert means_of([several, {"a": torch.tensor([8.0]), "b": torch.tensor([2.0])}]) == {
+        "a": 4,
+        "b": 4,
+    }
 
 
 def test_step_quality_weighs_by_the_chunks_sizes():

@@ -146,7 +146,7 @@ class ActorCritic(Agent[ActorCriticConfig]):
         self.traces: Traces | None = None
         if self.config.traces:
             self.traces = Traces(self)
-            self.act = self.traces.act
+            self.act, self.collector.valuing = self.traces.act, None
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one step on a rollout, unless traces took one after each of its steps."""

@@ -81,7 +81,8 @@ class Agent(Generic[Config]):
         self.engine = self.make_engine()
         self.act = self.engine.act  # how actions are drawn while collecting
         self.collector = self.make_collector()
-        self.collector.valuing = self.engine if self.needs_values else None
+        if self.needs_values and not self.stream.on_all_cores:
+            self.collector.valuing = self.engine
         self.iteration = 0
         self.num_timesteps = 0
         self.target_timesteps = 0

@@ -37,7 +37,7 @@ from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import Environment
 from upslope.rollout.replay import Replay, Transitions
-from upslope.rollout.statistics import mean_of
+from upslope.rollout.statistics import means_of
 from upslope.seeding import generator
 
 ROWS_AT_ONCE = 1024
@@ -153,7 +153,7 @@ class DQN(Agent[DQNConfig]):
         batch.next_q = self.target_values(batch.next_observation)
         for index in torch.arange(updates * size).split(size):
             history.append(self.engine.step(loss, batch, index, learning_rate))
-        return logged | {name: mean_of(name, history) for name in history[0]}
+        return logged | means_of(history)
 
     @torch.no_grad()
     def target_values(self, observation: Tensor) -> Tensor:

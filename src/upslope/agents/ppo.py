@@ -31,7 +31,7 @@ from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Batch, Rollout
 from upslope.rollout.native_returns import gae
-from upslope.rollout.statistics import explained_variance, mean_of, standardized, step_quality
+from upslope.rollout.statistics import explained_variance, means_of, standardized, step_quality
 from upslope.rollout.values import evaluate_values
 from upslope.seeding import generator
 
@@ -132,8 +132,7 @@ class PPO(Agent[PPOConfig]):
             history.append(metrics)
             if config.target_kl is not None and metrics["approx_kl"][-1] > 1.5 * config.target_kl:
                 break
-        means = {name: mean_of(name, history) for name in metrics}
-        return means | {
+        return means_of(history) | {
             "learning_rate": learning_rate,
             "epochs": epoch + 1,
             "explained_variance": explained_variance(rollout),

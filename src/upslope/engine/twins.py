@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 METRICS = {
@@ -54,6 +54,12 @@ def twin(surrogate: str) -> Callable[[F], F]:
     return register
 
 
+@cache
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    takes = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in takes if p.kind is p.KEYWORD_ONLY}
+
+
 def coefficients(loss: Callable[..., Any]) -> Coefficients | str:
     """Return what the twin of `loss`, a registered function or a partial of one, is called with.
 
@@ -66,8 +72,7 @@ def coefficients(loss: Callable[..., Any]) -> Coefficients | str:
         function, given = loss.func, loss.keywords
     if function not in _SURROGATES:
         return f"it has no twin of the loss {getattr(function, '__qualname__', function)}"
-    takes = inspect.signature(function).parameters.values()
-    found = {p.name: p.default for p in takes if p.kind is p.KEYWORD_ONLY} | given
+    found = _defaults(function) | given
     unknown = {name for name, value in found.items() if value is not None} - COEFFICIENTS
     if unknown:
         return f"its twin of {function.__qualname__} does not know {', '.join(sorted(unknown))}"

@@ -201,9 +201,10 @@ class Rollout:
                 if len(rows):
                     yield rows
             return
-        rows = torch.from_numpy(np.flatnonzero(self.valid.ravel()))
-        order = torch.randperm(len(rows), generator=generator)
-        yield from rows.index_select(0, order).tensor_split(count)
+        order = torch.randperm(self.n_valid, generator=generator)
+        if len(order) < self.valid.size:
+            order = torch.from_numpy(np.flatnonzero(self.valid))[order]
+        yield from order.tensor_split(count)
 
     def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.

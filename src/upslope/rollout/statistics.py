@@ -39,9 +39,14 @@ def explained_variance(rollout: Rollout) -> float:
     return float(1 - left / variance) if variance > 0 else float("nan")
 
 
-def mean_of(name: str, history: Sequence[dict[str, Tensor]]) -> float:
-    """Return the mean of one metric over the steps of an update; one number, or one for each."""
-    return float(torch.hstack([metrics[name] for metrics in history]).mean())
+def means_of(history: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of each metric over the steps of an update.
+
+    `history` has, under the same names, one number of a step, or one of each of several, [K].
+    """
+    names = list(history[0])
+    parts = [torch.stack(list(metrics.values())).view(len(names), -1) for metrics in history]
+    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True))
 
 
 def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:

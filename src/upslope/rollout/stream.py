@@ -84,6 +84,8 @@ class Stream:
         self._unused = make is not None  # made, and not yet reset or stepped
         self.running = False
         """Whether it was reset, and not closed since."""
+        self.on_all_cores = backend in ("envpool", "async")
+        """Whether a step is spread over threads or processes already."""
         self.n_envs = int(env.num_envs)
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
