@@ -16,7 +16,8 @@ import upslope as us
 from tests.engine.native_cases import PlainPolicy, instruction_set, rows_for
 from upslope import _native
 from upslope.agents.ppo import ppo_loss
-from upslope.engine.native_engine import NativeEngine, make_engine
+from upslope.engine.choose import make_engine
+from upslope.engine.native_engine import NativeEngine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.engine.twins import coefficients
 from upslope.errors import ArgumentError

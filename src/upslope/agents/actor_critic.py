@@ -135,7 +135,7 @@ class ActorCritic(Agent[ActorCriticConfig]):
     """
 
     config_class = ActorCriticConfig
-    needs_values = True
+    needs_values = takes_tensors = True
 
     def __init__(self, env: Any, *misplaced: Any, **given: Any) -> None:
         super().__init__(env, *misplaced, **given)
@@ -145,6 +145,8 @@ class ActorCritic(Agent[ActorCriticConfig]):
         """Rbar, in units of reward a step."""
         self.traces: Traces | None = None
         if self.config.traces:
+            if self.stream.device is not None:
+                raise ArgumentError("traces=True takes environments that return arrays")
             self.traces = Traces(self)
             self.act, self.collector.valuing = self.traces.act, None
 
@@ -254,8 +256,10 @@ def check(
                 raise ConfigError(f"{field.name}={value!r} has no meaning with {case}")
     if config.traces and policy in ("lstm", "gru"):
         raise ArgumentError(f"policy={policy!r}: traces=True takes a policy without memory")
-    if config.traces and config.engine == "native":
-        raise ArgumentError("engine='native' does not apply: traces take plain steps, by torch")
+    if config.traces and config.engine not in ("auto", "torch"):
+        raise ArgumentError(
+            f"engine={config.engine!r} does not apply: traces take plain steps, by torch"
+        )
     if config.update != "all_actions":
         return
     if not isinstance(action, gymnasium.spaces.Discrete):

@@ -25,7 +25,7 @@ from upslope.agents.evaluation import Best, check_evaluation, evaluate_policy
 from upslope.agents.experience import make_collector
 from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
-from upslope.engine.native_engine import make_engine
+from upslope.engine.choose import make_engine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
 from upslope.policies.actor_critic import ActorCritic, make_policy
@@ -41,6 +41,7 @@ class Agent(Generic[Config]):
     """An agent on a stream of experience; see the subclass for its algorithm."""
 
     config_class: type[Config]
+    takes_tensors = False  # from an environment: see `rollout.resident`
     needs_values = False
     """Whether every update begins with the values of the whole rollout."""
 
@@ -111,7 +112,8 @@ class Agent(Generic[Config]):
 
     def make_collector(self) -> Collector:
         """Return what collects the experience of an iteration."""
-        return make_collector(self.config, self.stream, self.policy, self.config.n_steps)
+        steps, tensors = self.config.n_steps, self.takes_tensors
+        return make_collector(self.config, self.stream, self.policy, steps, tensors=tensors)
 
     @classmethod
     def from_recipe(cls, env: str, **settings: Any) -> Self:

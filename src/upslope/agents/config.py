@@ -51,7 +51,8 @@ class AgentConfig:
     device: str = "cpu"
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
-    """What takes the optimisation steps: torch, native (C++), or auto: native where it applies."""
+    """What takes the optimisation steps: torch, native (C++), graph (torch's as CUDA graphs, for
+    device="cuda"), or auto: native where it applies, else torch."""
 
 
 POSITIVE_INTEGERS = (
@@ -77,7 +78,7 @@ SWITCHES = (
     *("double", "huber"),
 )
 CHOICES: dict[str, Iterable[str | None]] = {
-    "engine": ("auto", "torch", "native"),
+    "engine": ("auto", "torch", "native", "graph"),
     "policy": (None, *POLICIES),
     "weight": ("reward_to_go", "return"),
     "baseline": (None, "mean", "leave_one_out", "value"),

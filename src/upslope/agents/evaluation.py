@@ -97,7 +97,7 @@ def run_episodes(
             if code := interrupted():
                 raise Interrupted(code)
             action, state = agent.predict(
-                stream.layout.unpack(stream.observation),
+                stream.layout.unpack(stream.seen),
                 state,
                 episode_start=start,
                 deterministic=deterministic,

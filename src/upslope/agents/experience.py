@@ -7,10 +7,12 @@ import math
 import numpy as np
 
 from upslope.agents.config import AgentConfig
+from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
+from upslope.rollout.resident import ResidentCollector, ResidentStream
 from upslope.rollout.stream import Stream
 
 
@@ -20,8 +22,25 @@ def make_collector(
     policy: ActorCritic,
     steps: int,
     kind: type[Collector] = Collector,
+    *,
+    tensors: bool = False,
 ) -> Collector:
-    """Return a collector of `steps` steps of each environment at a time."""
+    """Return a collector of `steps` steps of each environment at a time.
+
+    `tensors`: also from an environment that returns tensors. Raises ArgumentError for one without,
+    and where they are on another device than the networks.
+    """
+    if isinstance(stream, ResidentStream):
+        if not tensors:
+            raise ArgumentError(
+                f"env returns tensors on {stream.device}: PPO and ActorCritic without traces learn "
+                "from them, other agents from arrays"
+            )
+        if next(policy.parameters()).device != stream.device:
+            raise ArgumentError(
+                f"device={config.device!r}, but the tensors that env returns are on {stream.device}"
+            )
+        kind = ResidentCollector
     layout, scaled = stream.layout, config.normalize_observation
     kept = layout.dtype
     if scaled or np.issubdtype(kept, np.floating):

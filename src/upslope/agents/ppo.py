@@ -100,7 +100,7 @@ class PPO(Agent[PPOConfig]):
     """
 
     config_class = PPOConfig
-    needs_values = True
+    needs_values = takes_tensors = True
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Improve the policy on one rollout; returns the means of what was logged."""

@@ -266,8 +266,8 @@ class QLearning(Agent[QLearningConfig]):
 
     def make_engine(self) -> TorchEngine:
         """Return what says which tensors are saved; a table takes no optimisation steps."""
-        if self.config.engine == "native":
-            raise ArgumentError("engine='native' does not apply: a table is not differentiated")
+        if (name := self.config.engine) not in ("auto", "torch"):
+            raise ArgumentError(f"engine={name!r} does not apply: a table is not differentiated")
         return TableEngine(self.policy)
 
     def own_tensors(self) -> dict[str, Tensor]:

@@ -37,24 +37,6 @@ WORTH_TELLING = 256  # rows; other threads take as long to hear of fewer as to e
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
 
 
-def make_engine(engine: str, policy: ActorCritic, *, max_grad_norm: float | None) -> TorchEngine:
-    """Return the engine of that name; "auto" is the native one where it knows the policy.
-
-    Raises ArgumentError when "native" does not apply, and says why.
-    """
-    if engine == "torch":
-        return TorchEngine(policy, max_grad_norm=max_grad_norm)
-    try:
-        demanded = engine == "native"
-        return NativeEngine(policy, max_grad_norm=max_grad_norm, demanded=demanded)
-    except Unfit as reason:
-        if demanded:
-            raise refused(str(reason)) from None
-        plain = TorchEngine(policy, max_grad_norm=max_grad_norm)
-        plain.description = f"torch, not native: {reason}"
-        return plain
-
-
 def refused(reason: str) -> ArgumentError:
     """Return the error that says why engine="native" cannot be."""
     return ArgumentError(f"engine='native' does not apply: {reason}; engine='auto' takes torch")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,9 +89,10 @@ class Rollout:
                 f"n_steps={n_steps} of n_envs={n_envs}: a rollout takes at most {MOST_ROWS:,} steps"
             )
         self.n_steps, self.n_envs = shape
-        self.observation = np.zeros((*shape, *observation[0]), observation[1])
-        self.last_observation = np.zeros((n_envs, *observation[0]), observation[1])
-        self.action = np.zeros((*shape, *action[0]), action[1])
+        # these three are tensors where they stay on a device: see `resident`
+        self.observation: Any = np.zeros((*shape, *observation[0]), observation[1])
+        self.last_observation: Any = np.zeros((n_envs, *observation[0]), observation[1])
+        self.action: Any = np.zeros((*shape, *action[0]), action[1])
         self.log_prob = torch.zeros(shape)
         self.reward = np.zeros(shape, np.float32)
         self.terminated = np.zeros(shape, bool)
@@ -102,7 +104,7 @@ class Rollout:
         self.next_value = torch.zeros(shape)
         self.advantage = torch.zeros(shape)
         self.target = torch.zeros(shape)
-        self.cut: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self.cut: list[tuple[int, np.ndarray, Any]] = []
         """(step, environments, the observations they were truncated in)."""
         self.cut_mask: list[np.ndarray | None] = []
         """For each of `cut`, which actions were legal there, [environments, columns], if known."""

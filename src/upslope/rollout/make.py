@@ -29,6 +29,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from upslope.errors import ArgumentError, suggest
 from upslope.rollout import envpool
+from upslope.rollout.resident import ResidentStream, device_of
 from upslope.rollout.stream import Stream
 from upslope.rollout.worker_env import WorkerVectorEnv
 
@@ -99,7 +100,8 @@ def _from_instance(
             "copied, an environment that exists cannot"
         )
     if isinstance(env, VectorEnv):
-        return Stream(env=env)
+        device = device_of(env)
+        return Stream(env=env) if device is None else ResidentStream(env, device)
     single = SyncVectorEnv([lambda: env], copy=False, autoreset_mode=AutoresetMode.DISABLED)
     single.closed = True  # Gymnasium 1.1 would close the caller's environment with it
     return Stream(env=single)

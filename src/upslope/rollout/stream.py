@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
@@ -66,8 +67,10 @@ class Stream:
     is False where the next step only resets.
     """
 
-    observation: Array
-    acting: Array
+    observation: Any
+    acting: Any
+    device: torch.device | None = None
+    """Where its tensors are, if it returns tensors: see `resident`."""
 
     def __init__(
         self,
@@ -116,6 +119,12 @@ class Stream:
     def action_mask(self) -> Array | None:
         """Which actions are legal now, [N, columns] bool; None where environments do not say."""
         return self._masks.current
+
+    @property
+    def seen(self) -> Array:
+        """The current observations as an array, [N, ...]."""
+        found: Array = self.observation if self.device is None else self.observation.cpu().numpy()
+        return found
 
     @property
     def saves_state(self) -> bool:

@@ -43,8 +43,8 @@ def evaluate_values(
     n_steps, n_envs = rollout.n_steps, rollout.n_envs
     flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
     cut = [observation for _, _, observation in rollout.cut]
-    after = torch.from_numpy(np.concatenate([rollout.last_observation, *cut]))
-    now = torch.from_numpy(flat)
+    after = torch.cat([torch.as_tensor(each) for each in (rollout.last_observation, *cut)])
+    now = torch.as_tensor(flat)
     if rollout.recurrent:  # what a rollout or an episode was cut in is one more step of it
         found = _recurrent_values(policy, rollout, torch.cat([now, after]))
         value, rest = found[: len(flat)], found[len(flat) :]
