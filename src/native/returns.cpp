@@ -1,6 +1,9 @@
 // Weights of a rollout's steps as Python sees them: generalised advantages, and advantages standardised by minibatch.
+#include <nanobind/stl/pair.h>
+
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "binding.hpp"
@@ -55,11 +58,12 @@ void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vec
     const int64_t n = sizes.data()[k];
     need(n >= 0 && n <= end - from, "sizes do not fit the index");
     part.resize(n);
-    for (int64_t i = 0; i < n; ++i) part[i] = a[from[i]];
     // in single precision equal advantages give exactly 0
-    const float mean = float(total(n, [&](int64_t i) { return double(part[i]); }) / double(n));
-    for (float& each : part) each -= mean;
-    const double squares = total(n, [&](int64_t i) { return double(part[i]) * part[i]; });
+    const float mean = float(total(n, [&](int64_t i) { return double(part[i] = a[from[i]]); }) / double(n));
+    const double squares = total(n, [&](int64_t i) {
+      const float away = part[i] -= mean;
+      return double(away) * away;
+    });
     const float scale = float(1 / (std::sqrt(squares / double(n)) + epsilon));
     for (int64_t i = 0; i < n; ++i) out.data()[from[i]] = part[i] * scale;
     from += n;
@@ -67,11 +71,27 @@ void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vec
   need(from == end, "sizes do not fit the index");
 }
 
+// The variances of x and of x - y over the numbers that are `valid`; NaN if none is.
+std::pair<double, double> variances(Rows<const float> x, Rows<const float> y, Rows<const bool> valid) {
+  const int64_t n = valid.size();
+  need(int64_t(x.size()) == n && int64_t(y.size()) == n, "arrays differ in size");
+  const float *a = x.data(), *b = y.data();
+  const bool* counts = valid.data();
+  const double m = total(n, [&](int64_t i) { return double(counts[i]); });
+  const auto variance = [&](auto number) {
+    const double mean = total(n, [&](int64_t i) { return counts[i] ? number(i) : 0.0; }) / m;
+    const auto square = [&](int64_t i) { return counts[i] ? (number(i) - mean) * (number(i) - mean) : 0.0; };
+    return total(n, square) / m;
+  };
+  return {variance([&](int64_t i) { return double(a[i]); }), variance([&](int64_t i) { return double(a[i] - b[i]); })};
+}
+
 }  // namespace
 
 void bind_returns(nb::module_& m) {
   m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_a, "gamma"_a,
         "decay"_a);
+  m.def("variances", &variances, "x"_a, "y"_a, "valid"_a);
   m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_a);
 }
 

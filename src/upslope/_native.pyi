@@ -83,6 +83,7 @@ def gae(
     gamma: float,
     decay: float,
 ) -> None: ...
+def variances(x: np.ndarray, y: np.ndarray, valid: np.ndarray) -> tuple[float, float]: ...
 def standardize(
     advantage: np.ndarray,
     index: np.ndarray,

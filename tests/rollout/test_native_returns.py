@@ -55,3 +55,19 @@ def test_standardized_is_that_of_torch(count, parts, centre, seed):
         expected = standardized(advantage, minibatches)
     # the mean is rounded to the advantages' own precision
     torch.testing.assert_close(found, expected, atol=1e-5 + 3e-7 * abs(centre), rtol=1e-5)
+
+
+@native
+@given(st.integers(1, 9), st.integers(1, 20), st.floats(-1e4, 1e4), st.integers(0, 99))
+@settings(max_examples=60)
+def test_variances_are_those_of_torch(steps, n, centre, seed):
+    g = torch.Generator().manual_seed(seed)
+    x, y = (centre + torch.randn(steps, n, generator=g) for _ in range(2))
+    valid = (torch.rand(steps, n, generator=g) < 0.7).numpy()
+    valid[-1, -1] = True
+    x[-1, -1], y[~torch.from_numpy(valid)] = centre, float("nan")  # what is not valid is not read
+    found = native_returns.variances(x, y, valid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_returns, "BUILT", False)
+        expected = native_returns.variances(x, y, valid)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -205,7 +205,7 @@ class Rollout:
             return
         order = torch.randperm(self.n_valid, generator=generator)
         if len(order) < self.valid.size:
-            order = torch.from_numpy(np.flatnonzero(self.valid))[order]
+            order = torch.from_numpy(np.flatnonzero(self.valid)).index_select(0, order)
         yield from order.tensor_split(count)
 
     def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:

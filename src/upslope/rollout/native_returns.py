@@ -61,6 +61,15 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float) -
     return found
 
 
+def variances(x: Tensor, y: Tensor, valid: np.ndarray) -> tuple[float, float]:
+    """Return the variances of x and of x - y over valid rows, [T, N] each, in double precision."""
+    if applies(x, y):
+        return _native.variances(x.numpy(), y.numpy(), valid)
+    rows = torch.from_numpy(valid)
+    of_x, of_both = (float(each[rows].double().var(correction=0)) for each in (x, x - y))
+    return of_x, of_both
+
+
 def applies(*tensors: Tensor) -> bool:
     """Return whether the native part is there and can read these tensors in place."""
     return BUILT and all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +31,8 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float = 
 
 def explained_variance(rollout: Rollout) -> float:
     """Return 1 - Var[G - v] / Var[G] over the valid rows: 1 is perfect, 0 is a constant's."""
-    target, value = rollout.target.numpy(), rollout.value.numpy()
-    if not rollout.valid.all():
-        target, value = target[rollout.valid], value[rollout.valid]
-    variance, left = target.var(dtype=np.float64), (target - value).var(dtype=np.float64)
-    return float(1 - left / variance) if variance > 0 else float("nan")
+    variance, left = native_returns.variances(rollout.target, rollout.value, rollout.valid)
+    return 1 - left / variance if variance > 0 else float("nan")
 
 
 def means_of(history: Sequence[dict[str, Tensor]]) -> dict[str, float]:

@@ -57,11 +57,11 @@ def evaluate_values(
     rollout.valued = False
     rollout.next_value[:-1] = rollout.value[1:]
     rollout.next_value[-1] = rest[:n_envs]
-    done = n_envs
+    next_value, last, done = rollout.next_value.numpy(), rest.numpy(), n_envs
     for t, environments, _ in rollout.cut:
-        rollout.next_value[t, torch.from_numpy(environments)] = rest[done:][: len(environments)]
+        next_value[t, environments] = last[done:][: len(environments)]
         done += len(environments)
-    rollout.next_value[torch.from_numpy(rollout.terminated)] = 0
+    rollout.next_value.masked_fill_(torch.from_numpy(rollout.terminated), 0)
 
 
 def _values(
