@@ -1,8 +1,10 @@
 // Weights of a rollout's steps as Python sees them: generalised advantages, and advantages standardised by minibatch.
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -86,11 +88,42 @@ std::pair<double, double> variances(Rows<const float> x, Rows<const float> y, Ro
   return {variance([&](int64_t i) { return double(a[i]); }), variance([&](int64_t i) { return double(a[i] - b[i]); })};
 }
 
+// Puts `rows` together by group, in their order; row r is in group r mod n_envs mod G, and `sizes` [G] is how many each has.
+void group(Vector<const int64_t> rows, int64_t n_envs, Vector<int64_t> together, Vector<int64_t> sizes) {
+  const size_t n = rows.shape(0), groups = sizes.shape(0);
+  need(together.shape(0) == n && groups > 0 && n_envs > 0, "rows and groups differ in size");
+  const auto of = [&](size_t i) { return uint32_t(rows.data()[i]) % uint32_t(n_envs) % uint32_t(groups); };
+  need(within(rows, int64_t{1} << 32), "a row is out of range");
+  std::fill_n(sizes.data(), groups, 0);
+  for (size_t i = 0; i < n; ++i) ++sizes.data()[of(i)];
+  std::vector<int64_t> next(groups, 0);
+  for (size_t g = 1; g < groups; ++g) next[g] = next[g - 1] + sizes.data()[g - 1];
+  for (size_t i = 0; i < n; ++i) together.data()[next[of(i)]++] = rows.data()[i];
+}
+
+// |g_k|^2 of K vectors [K][P], and then that of their mean, each one weighted by its size.
+std::vector<double> squares(Rows<const float> vectors, Vector<const int64_t> sizes) {
+  const size_t k = vectors.shape(0), p = vectors.shape(1);
+  need(sizes.shape(0) == k, "vectors and sizes differ in number");
+  const double all = std::accumulate(sizes.data(), sizes.data() + k, 0.0);
+  std::vector<float> mean(p, 0.0f);
+  std::vector<double> found;
+  for (size_t i = 0; i < k; ++i) {
+    const float *each = vectors.data() + i * p, weight = float(double(sizes.data()[i]) / all);
+    for (size_t j = 0; j < p; ++j) mean[j] += weight * each[j];
+    found.push_back(kernels->square(each, int64_t(p)));
+  }
+  found.push_back(kernels->square(mean.data(), int64_t(p)));
+  return found;
+}
+
 }  // namespace
 
 void bind_returns(nb::module_& m) {
   m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_a, "gamma"_a,
         "decay"_a);
+  m.def("group", &group, "rows"_a, "n_envs"_a, "together"_a, "sizes"_a);
+  m.def("squares", &squares, "vectors"_a, "sizes"_a);
   m.def("variances", &variances, "x"_a, "y"_a, "valid"_a);
   m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_a);
 }

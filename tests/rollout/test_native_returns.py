@@ -71,3 +71,23 @@ def test_variances_are_those_of_torch(steps, n, centre, seed):
         patch.setattr(native_returns, "BUILT", False)
         expected = native_returns.variances(x, y, valid)
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@native
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+@settings(max_examples=60)
+def test_groups_and_squares_are_those_of_numpy(count, n_envs, groups, seed):
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(4 * count, generator=g)[:count].numpy()
+    vectors = 3 + torch.randn(groups, count, generator=g)
+
+    def both():
+        together, sizes = native_returns.grouped(rows, n_envs, groups)
+        return together.tolist(), sizes.tolist(), native_returns.squares(vectors, 1 + sizes)
+
+    *found, squares = both()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_returns, "BUILT", False)
+        *expected, expected_squares = both()
+    assert found == expected
+    assert squares == pytest.approx(expected_squares, rel=1e-5)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.policies.memory import Sequences
+from upslope.rollout import native_returns
 
 ROWS = (
     *("observation", "action", "log_prob", "reward", "value", "next_value", "advantage", "target"),
@@ -216,12 +217,9 @@ class Rollout:
         ROWS_IN_CHUNK rows each.
         """
         count = min(at_most, self.n_envs, max(2, len(index) // ROWS_IN_CHUNK))
-        rows = index.numpy()
-        group = (rows % self.n_envs % count).astype(np.uint8)
-        sizes = np.bincount(group, minlength=count)
+        together, sizes = native_returns.grouped(index.numpy(), self.n_envs, count)
         if not sizes.all():
             sizes = sizes[sizes > 0]
         if len(sizes) < 2:
             return None
-        together = rows[group.argsort(kind="stable")]
         return Chunks(torch.from_numpy(together), torch.from_numpy(sizes))

@@ -61,6 +61,25 @@ def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float) -
     return found
 
 
+def grouped(rows: np.ndarray, n_envs: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `rows` put together by group, row mod n_envs mod `groups`, and each group's size."""
+    if BUILT:
+        together, sizes = np.empty_like(rows), np.empty(groups, np.int64)
+        _native.group(rows, n_envs, together, sizes)
+        return together, sizes
+    group = (rows % n_envs % groups).astype(np.uint8)
+    return rows[group.argsort(kind="stable")], np.bincount(group, minlength=groups)
+
+
+def squares(vectors: Tensor, sizes: np.ndarray) -> list[float]:
+    """Return |g_k|^2 of the vectors [K, P], and then that of their mean, weighted by `sizes`."""
+    if applies(vectors):
+        return _native.squares(vectors.numpy(), sizes)
+    of_each = vectors.cpu().numpy()
+    mean = (sizes / sizes.sum()).astype(of_each.dtype) @ of_each
+    return [float(each @ each) for each in (*of_each, mean)]
+
+
 def variances(x: Tensor, y: Tensor, valid: np.ndarray) -> tuple[float, float]:
     """Return the variances of x and of x - y over valid rows, [T, N] each, in double precision."""
     if applies(x, y):

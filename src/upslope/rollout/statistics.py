@@ -47,7 +47,5 @@ def means_of(history: Sequence[dict[str, Tensor]]) -> dict[str, float]:
 
 def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:
     """Return the signal-to-noise of a step, a power ratio; nan where the noise hides the signal."""
-    gradients, size = chunk_gradients.cpu().numpy(), chunks.sizes.numpy()
-    mean = (size / size.sum()).astype(gradients.dtype) @ gradients
-    square = [float(each @ each) for each in gradients]
-    return signal_to_noise(square, size.tolist(), float(mean @ mean))
+    *square, of_mean = native_returns.squares(chunk_gradients, chunks.sizes.numpy())
+    return signal_to_noise(square, chunks.sizes.tolist(), of_mean)
