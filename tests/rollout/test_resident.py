@@ -151,6 +151,7 @@ def test_what_is_taken_for_one():
     assert device_of(cartpoles()) is None
     assert device_of(Tensors(cartpoles())) == torch.device("cpu")
     assert isinstance(make_stream(Tensors(cartpoles())), ResidentStream)
+    assert device_of(Tensors(cartpoles(), "gpu")) is None  # no name of torch's
     single = gymnasium.make("CartPole-v1")
     single.unwrapped.device = "cpu"
     assert device_of(single) is None

@@ -5,7 +5,7 @@ and actions then never leave the device: the policy acts on them, the rollout ke
 minibatches are taken from them. What the host needs, rewards and ends, follows once in a rollout,
 as arrays [T, N]; at each step it only asks whether an episode was cut.
 
-A vector environment is taken for one of these if `env.unwrapped.device` is a device of torch.
+A vector environment is taken for one of these if `env.unwrapped.device` is a device torch has here.
 `reset` and `step` are Gymnasium's, with tensors on that device: observations [N, ...], rewards [N],
 `terminated` and `truncated` [N] bool, and the actions that `step` is given. Under SAME_STEP
 autoreset, `info["final_obs"]` [N, ...] holds the observations that episodes ended in.
@@ -35,7 +35,13 @@ def device_of(env: gymnasium.Env | VectorEnv) -> torch.device | None:
     device = getattr(env.unwrapped, "device", None)
     if not isinstance(env, VectorEnv) or not isinstance(device, str | torch.device):
         return None
-    return torch.empty(0, device=device).device  # with its number: cuda is cuda:0
+    try:
+        return torch.empty(0, device=device).device  # with its number: cuda is cuda:0
+    except (
+        RuntimeError,
+        AssertionError,
+    ):  # another library's name for a device, or none that is here
+        return None
 
 
 class ResidentStream(Stream):
