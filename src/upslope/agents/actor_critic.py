@@ -148,7 +148,7 @@ class ActorCritic(Agent[ActorCriticConfig]):
             if self.stream.device is not None:
                 raise ArgumentError("traces=True takes environments that return arrays")
             self.traces = Traces(self)
-            self.act, self.collector.valuing = self.traces.act, None
+            self.act = self.traces.act
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Take one step on a rollout, unless traces took one after each of its steps."""

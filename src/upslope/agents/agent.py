@@ -82,8 +82,8 @@ class Agent(Generic[Config]):
         self.engine = self.make_engine()
         self.act = self.engine.act  # how actions are drawn while collecting
         self.collector = self.make_collector()
-        if self.needs_values and not self.stream.on_all_cores:
-            self.collector.valuing = self.engine
+        self.collector.engine = self.engine
+        self.collector.valuing = self.needs_values and not self.stream.on_all_cores
         self.iteration = 0
         self.num_timesteps = 0
         self.target_timesteps = 0

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.engine.native_rows import NativeRows, draw
 from upslope.engine.structure import Unfit, structure_of
 from upslope.engine.torch_engine import BETA_1, BETA_2, Indexable, Loss, TorchEngine
 from upslope.engine.twins import METRICS, Coefficients, coefficients
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout.buffer import Chunks
+from upslope.rollout.buffer import Chunks, Rollout
 
 try:
     from upslope import _native
@@ -33,7 +34,6 @@ except ImportError as error:  # installed where there was no C++ compiler
 
 COLUMNS = {"log_prob": "old_log_prob", "value": "old_value"}
 COLUMNS |= {name: name for name in ("advantage", "target")}
-WORTH_TELLING = 256  # rows; other threads take as long to hear of fewer as to evaluate them
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
 
 
@@ -69,6 +69,7 @@ class NativeEngine(TorchEngine):
         self._value, self._gradient = flat.value.numpy(), flat.gradient.numpy()
         self._moments = flat.first_moment.numpy(), flat.second_moment.numpy()
         self._loss: tuple[Loss, Coefficients | str] | None = None
+        self._filling: NativeRows | None = None  # of the last rollout
         self._kind: type | None = None  # of the last batch; its fields; its tensors and arrays
         self._names: list[str] = []
         self._batch: tuple[list[Tensor | None], dict[str, Any] | str] | None = None
@@ -182,22 +183,19 @@ class NativeEngine(TorchEngine):
         if rows is None:
             return super().act(observation, generator, memory, mask)
         choices, count = self.structure.choices, len(rows)
-        uniform = normal = None
-        if choices:  # torch's draws from Exp(1) are -ln(1 - u) of these u, the logarithm is slow
-            draws = [torch.empty(count, n, dtype=torch.float64) for n in choices]
-            for each in draws:
-                each.uniform_(generator=generator)
-            uniform = (torch.cat(draws, 1) if len(draws) > 1 else draws[0]).numpy()
-            action = torch.empty((count, *self.policy.head.shape), dtype=torch.int64)
-        else:
-            drawn = torch.empty(count, self.structure.size).normal_(generator=generator)
-            action, normal = torch.empty_like(drawn), drawn.numpy()
+        kind = torch.float64 if choices else torch.float32
+        noise = draw(
+            torch.empty(count, self.structure.size, dtype=kind), choices, generator
+        ).numpy()
+        action = torch.empty(
+            (count, *self.policy.head.shape), dtype=torch.int64 if choices else torch.float32
+        )
         log_prob = torch.empty(count)
         self.network.act(
             self._value,
             rows,
-            uniform=uniform,
-            normal=normal,
+            uniform=noise if choices else None,
+            normal=None if choices else noise,
             mask=None if mask is None else mask.numpy(),
             choice=action.numpy() if choices else None,
             action=None if choices else action.numpy(),
@@ -215,13 +213,16 @@ class NativeEngine(TorchEngine):
         self.network.values(self._value, rows, found.numpy(), self.threads)
         return found
 
-    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
-        """Let the other threads begin with v(s), where there are any and enough rows."""
-        rows = self._rows(observation)
-        if rows is None or self.threads < 2 or len(rows) < WORTH_TELLING:
-            return False
-        self.network.begin_values(self._value, rows, value.numpy(), self.threads)
-        return True
+    def rows(self, rollout: Rollout, generator: torch.Generator) -> NativeRows | None:
+        """Return what acts on the rows of a rollout in place; None where they are not plain."""
+        if self._filling is None or self._filling.rollout is not rollout:
+            kinds = np.float32, np.int64 if self.structure.choices else np.float32
+            given = rollout.observation, rollout.action
+            inputs = rollout.observation[0, 0].size
+            if tuple(array.dtype for array in given) != kinds or inputs != self.structure.inputs:
+                return None
+            self._filling = NativeRows(self.network, self._value, self.structure, rollout)
+        return self._filling.begin(generator, self.threads)
 
     def finish(self) -> None:
         """Do what is left of what was begun."""

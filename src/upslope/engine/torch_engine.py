@@ -23,7 +23,8 @@ from upslope.engine.flat import FlatParameters
 from upslope.errors import NotFiniteError
 from upslope.policies import native_cells
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout.buffer import Chunks
+from upslope.rollout.acting import Rows
+from upslope.rollout.buffer import Chunks, Rollout
 
 BETA_1, BETA_2 = 0.9, 0.999
 
@@ -159,12 +160,9 @@ class TorchEngine:
         """Return v(s), [B]."""
         return self.policy.value(observation)
 
-    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
-        """Begin to put v(s) into `value` [B] while the caller does something else; False: not done.
-
-        It is there once `finish` has returned. The policy must not change meanwhile.
-        """
-        return False
+    def rows(self, rollout: Rollout, generator: torch.Generator) -> Rows | None:
+        """Return what acts as `act` does on the rows of a rollout, in place; None if nothing."""
+        return None
 
     def finish(self) -> None:
         """Wait for what was begun."""

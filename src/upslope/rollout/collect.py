@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,14 @@ from torch import Tensor
 
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.acting import Act, Acting, RowEngine, begin_acting
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.masks import KEY, final_mask
 from upslope.rollout.named import under, under_any
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.replay import Replay
 from upslope.rollout.stream import Step, Stream, final_info
-from upslope.rollout.values import Valuing
 from upslope.seeding import derive32
-
-Act = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 RECENT_EPISODES = 100
 
@@ -55,8 +52,9 @@ class Collector:
         self.use_action_masks = use_action_masks
         self.behaviour: Act | None = None
         """What acts instead of the policy, in the same form, where learning is off-policy."""
-        self.valuing: Valuing | None = None
-        """What finds v(s) of each step while the environments take the next, such as an engine."""
+        self.engine: RowEngine | None = None  # acts on rows in place, where its `act` is what acts
+        self.valuing = False
+        """Whether an engine finds v(s) of each step while the environments take the next."""
         self.replay: Replay | None = None  # every rollout is added to it
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
@@ -76,26 +74,22 @@ class Collector:
 
         `act` is another form of `policy.act`, such as an engine's; `behaviour` goes before both.
         """
-        act = self.behaviour or act or policy.act
         rollout = self.rollout
         saved, self._saved = self._saved, None
         if self.segment < 0 or self.segment_is_over() or saved == {}:
             self._begin_segment(self.segment + 1)
         elif saved is not None:
             self._restore_environments(policy, saved)
-        rollout.begin(self.memory)
-        rollout.valued = self.valuing is not None and not rollout.recurrent
-        device = next(policy.parameters()).device
         with torch.inference_mode():
-            policy.head.explore(generator, rollout.n_envs)
+            acts = self._begin_acting(policy, act, generator)
             for t in range(rollout.n_steps):
-                step, memory = self._step(t, policy, act, generator, device)
+                step, memory = self._step(t, policy, acts)
                 self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
         policy.head.matrix = None
-        if self.valuing is not None:
-            self.valuing.finish()
+        if self.engine is not None:
+            self.engine.finish()
         rollout.last_observation[:] = self.observation
         rollout.last_mask = self.stream.action_mask
         self.segment_steps += rollout.n_steps
@@ -105,22 +99,19 @@ class Collector:
             self.replay.add(rollout, self.segment)
         return rollout
 
-    def _step(
-        self, t: int, policy: ActorCritic, act: Act, draws: torch.Generator, device: torch.device
-    ) -> tuple[Step, Tensor]:
+    def _begin_acting(self, policy: ActorCritic, act: Act | None, draws: torch.Generator) -> Acting:
+        act = self.behaviour or act or policy.act
+        self.rollout.begin(self.memory)
+        return begin_acting(self.rollout, policy, act, self.engine, draws, valuing=self.valuing)
+
+    def _step(self, t: int, policy: ActorCritic, acts: Acting) -> tuple[Step, Tensor]:
         """Act on the current observations, into row t of the rollout; returns what came of it."""
         rollout = self.rollout
         rollout.observation[t] = self.observation
-        observation = torch.from_numpy(rollout.observation[t]).to(device)
-        mask = self._recorded_mask(t, device)
-        memory = self.memory.to(device)
-        action, rollout.log_prob[t], memory = act(observation, draws, memory, mask)
-        rollout.action[t] = action.cpu().numpy()
-        if rollout.valued and self.valuing is not None:
-            rollout.valued = self.valuing.begin_value(observation, rollout.value[t])
+        memory = acts(t, self._recorded_mask(t), self.memory)
         return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
 
-    def _recorded_mask(self, t: int, device: torch.device) -> Tensor | None:
+    def _recorded_mask(self, t: int) -> np.ndarray | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
         mask, rollout = self.stream.action_mask, self.rollout
         if mask is None or not self.use_action_masks:
@@ -128,7 +119,7 @@ class Collector:
         if rollout.action_mask is None:
             rollout.action_mask = np.ones((rollout.n_steps, *mask.shape), bool)
         rollout.action_mask[t] = mask
-        return torch.from_numpy(mask).to(device)
+        return mask
 
     def _remember(self, t: int, memory: Tensor) -> None:
         """Keep what the policy remembers after step t, and nothing where an episode begins."""

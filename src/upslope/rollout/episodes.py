@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.acting import Act
 from upslope.rollout.buffer import Rollout
-from upslope.rollout.collect import Act, Collector
+from upslope.rollout.collect import Collector
 from upslope.rollout.stream import Step
 
 
@@ -41,17 +42,15 @@ class EpisodeCollector(Collector):
 
         `act` as in `Collector.collect`.
         """
-        act, self._saved = self.behaviour or act or policy.act, None
+        self._saved = None
         rollout, last = self.rollout, self.rollout.n_steps - 1
         self._begin_segment(self.segment + 1)
-        rollout.begin(self.memory)
         playing, t = self.stream.acting, -1
-        device = next(policy.parameters()).device
         with torch.inference_mode():
-            policy.head.explore(generator, rollout.n_envs)
+            acts = self._begin_acting(policy, act, generator)
             while playing.any():
                 t += 1
-                step, memory = self._step(t, policy, act, generator, device)
+                step, memory = self._step(t, policy, acts)
                 step = counted(step, playing, at_last=t == last)
                 playing = playing & ~(step.terminated | step.truncated)
                 self._record(t, step, playing)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.acting import Act
 from upslope.rollout.buffer import Rollout
-from upslope.rollout.collect import Act, Collector
+from upslope.rollout.collect import Collector
 from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32
 
@@ -37,10 +38,7 @@ def device_of(env: gymnasium.Env | VectorEnv) -> torch.device | None:
         return None
     try:
         return torch.empty(0, device=device).device  # with its number: cuda is cuda:0
-    except (
-        RuntimeError,
-        AssertionError,
-    ):  # another library's name for a device, or none that is here
+    except (RuntimeError, AssertionError):  # another library's name for one, or none that is here
         return None
 
 

@@ -7,7 +7,6 @@ truncated; elsewhere it is the value of the following row
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,16 +17,6 @@ from upslope.policies.memory import Sequences
 from upslope.rollout.buffer import Rollout
 
 ROWS_AT_ONCE = 16_384
-
-
-class Valuing(Protocol):
-    """What finds values while something else is done: an engine."""
-
-    def begin_value(self, observation: Tensor, value: Tensor) -> bool:
-        """Begin to put v(s) of `observation` [B, ...] into `value` [B]; False: not done."""
-
-    def finish(self) -> None:
-        """Wait for what was begun."""
 
 
 @torch.inference_mode()

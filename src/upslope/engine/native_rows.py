@@ -1,0 +1,80 @@
+"""Acting on the rows of a rollout with the native engine, in the rollout's own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.rollout.buffer import Rollout
+
+WORTH_TELLING = 256  # rows; other threads take as long to hear of fewer as to evaluate them
+AHEAD = 16  # rows of which the noise is drawn at once, while the code that draws it is in cache
+
+
+def draw(noise: Tensor, choices: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Fill noise [N, size] with what torch would draw for N actions, and return it.
+
+    For choices it is uniform, of double precision: torch's draws from Exp(1) are -ln(1 - u) of
+    these u, and that logarithm is slow there.
+    """
+    if not choices:
+        return noise.normal_(generator=generator)
+    if len(choices) == 1:
+        return noise.uniform_(generator=generator)
+    for part in noise.split(list(choices), 1):
+        part.copy_(torch.empty(part.shape, dtype=noise.dtype).uniform_(generator=generator))
+    return noise
+
+
+class NativeRows:
+    """Acts on the rows of one rollout: see `rollout.acting.Rows`."""
+
+    def __init__(self, network: Any, parameters: np.ndarray, structure: Any, rollout: Rollout):
+        self.network, self.parameters, self.rollout = network, parameters, rollout
+        self.choices: list[int] = structure.choices
+        steps, n_envs = rollout.n_steps, rollout.n_envs
+        self.observation = list(rollout.observation.reshape(steps, n_envs, -1))
+        self.action, self.log_prob, self.value = (
+            list(array)
+            for array in (rollout.action, rollout.log_prob.numpy(), rollout.value.numpy())
+        )
+        kind = torch.float64 if self.choices else torch.float32
+        self.noise = torch.empty(min(AHEAD, steps), n_envs, structure.size, dtype=kind)
+        self.drawn = list(self.noise.numpy())
+
+    def begin(self, generator: torch.Generator, threads: int) -> NativeRows:
+        """Begin the rollout anew, with draws from `generator`."""
+        self.generator, self.threads = generator, threads
+        self.values = threads > 1 and self.rollout.n_envs >= WORTH_TELLING
+        return self
+
+    def act(self, t: int, mask: np.ndarray | None) -> None:
+        """Draw actions into row t, with the numbers that torch would draw."""
+        ahead = t % AHEAD
+        if ahead == 0:
+            for noise in self.noise:
+                draw(noise, self.choices, self.generator)
+        noise, action = self.drawn[ahead], self.action[t]
+        self.network.act(
+            self.parameters,
+            self.observation[t],
+            uniform=noise if self.choices else None,
+            normal=None if self.choices else noise,
+            mask=mask,
+            choice=action if self.choices else None,
+            action=None if self.choices else action,
+            log_prob=self.log_prob[t],
+            threads=self.threads,
+        )
+
+    def begin_value(self, t: int) -> bool:
+        """Let the other threads begin with v(s) of row t, if there are any and rows enough."""
+        if self.values:
+            self.network.begin_values(
+                self.parameters, self.observation[t], self.value[t], self.threads
+            )
+        return self.values

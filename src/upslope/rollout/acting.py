@@ -1,0 +1,93 @@
+"""Acting on the rows of a rollout: by any form of a policy's `act`, or by an engine in place.
+
+What an engine offers, `Rows`, saves the copies and the many small calls of a step, which take
+longer than a small network: after environments that use the whole cache, most of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upslope.policies.actor_critic import ActorCritic
+from upslope.rollout.buffer import Rollout
+
+Act = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Acting = Callable[[int, "np.ndarray | None", Tensor], Tensor]
+"""Fills row t, given which actions are legal and the policy's memory, and returns the memory."""
+
+
+class Rows(Protocol):
+    """Fills the rows of one rollout, from the first on, each from its observations."""
+
+    def act(self, t: int, mask: np.ndarray | None) -> None:
+        """Draw actions into row t, with their log-probabilities; `mask` [N, columns] as known."""
+
+    def begin_value(self, t: int) -> bool:
+        """Begin to put v(s) into row t while the caller does something else; False: not done.
+
+        It is there once the engine's `finish` has returned. The policy must not change meanwhile.
+        """
+
+
+class RowEngine(Protocol):
+    """An engine; where its `act` is what acts, its rows do the same."""
+
+    def act(
+        self, observation: Tensor, generator: torch.Generator, memory: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw an action for each row of observations: see `ActorCritic.act`."""
+
+    def rows(self, rollout: Rollout, generator: torch.Generator) -> Rows | None:
+        """Return what fills this rollout with draws from `generator`; None where it cannot."""
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+
+
+def begin_acting(
+    rollout: Rollout,
+    policy: ActorCritic,
+    act: Act,
+    engine: RowEngine | None,
+    draws: torch.Generator,
+    *,
+    valuing: bool,
+) -> Acting:
+    """Begin a rollout under `act`; `valuing` lets an engine find values meanwhile, if it can."""
+    policy.head.explore(draws, rollout.n_envs)
+    rows = None if engine is None or act != engine.act else engine.rows(rollout, draws)
+    rollout.valued = valuing and rows is not None
+    if rows is not None:
+        return partial(_in_place, rollout, rows)
+    return partial(_copying, rollout, next(policy.parameters()).device, act, draws)
+
+
+def _in_place(
+    rollout: Rollout, rows: Rows, t: int, mask: np.ndarray | None, memory: Tensor
+) -> Tensor:
+    rows.act(t, mask)
+    if rollout.valued:
+        rollout.valued = rows.begin_value(t)
+    return memory
+
+
+def _copying(
+    rollout: Rollout,
+    device: torch.device,
+    act: Act,
+    draws: torch.Generator,
+    t: int,
+    mask: np.ndarray | None,
+    memory: Tensor,
+) -> Tensor:
+    observation = torch.from_numpy(rollout.observation[t]).to(device)
+    legal = None if mask is None else torch.from_numpy(mask).to(device)
+    action, rollout.log_prob[t], memory = act(observation, draws, memory.to(device), legal)
+    rollout.action[t] = action.cpu().numpy()
+    return memory
