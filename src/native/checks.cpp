@@ -1,9 +1,9 @@
 // Whether what environments gave is what they promised, as Python sees it. Small arrays come here at every step, so they
 // are read through the buffer protocol, which takes a tenth of a microsecond where an nb::ndarray takes four.
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "binding.hpp"
@@ -45,24 +45,31 @@ class Lent {
   bool lent_;
 };
 
-// Whether x is float32 of shape [n, *low's], and all of it finite and from low to high.
-bool inside(nb::handle x, Py_ssize_t n, nb::handle low, nb::handle high) {
-  const Lent seen(x), least(low), most(high);
-  need(least.of('f') && most.of('f') && least.size() == most.size(), "bounds are float32 of one shape");
-  if (!seen.of('f') || !seen.rows_of(least, n)) return false;
-  const Py_ssize_t m = least.size(), rows = 1 + 256 / std::max<Py_ssize_t>(m, 1), some = rows * m;
-  std::vector<float> l, h;  // the bounds of some rows, so that many numbers are compared at once
+template <class T>
+bool all_inside(const T* at, Py_ssize_t n, const T* low, const T* high, Py_ssize_t m) {
+  constexpr T most = std::numeric_limits<T>::max();
+  const Py_ssize_t rows = 1 + 256 / std::max<Py_ssize_t>(m, 1), some = rows * m;
+  std::vector<T> l, h;  // the bounds of some rows, so that many numbers are compared at once
   for (Py_ssize_t i = 0; i < rows; ++i)
-    for (Py_ssize_t j = 0; j < m; ++j) {
-      l.push_back(std::max(least.data<float>()[j], -FLT_MAX));
-      h.push_back(std::min(most.data<float>()[j], FLT_MAX));
-    }
-  const float *low_of = l.data(), *high_of = h.data(), *at = seen.data<float>(), *end = at + n * m;
+    for (Py_ssize_t j = 0; j < m; ++j) l.push_back(std::max(low[j], -most)), h.push_back(std::min(high[j], most));
+  const T *low_of = l.data(), *high_of = h.data(), *const end = at + n * m;
   int wrong = 0;
   for (; at < end; at += some)
     for (Py_ssize_t i = 0, here = std::min<Py_ssize_t>(some, end - at); i < here; ++i)  // also NaN is wrong
       wrong |= !(at[i] >= low_of[i]) | !(at[i] <= high_of[i]);
   return !wrong;
+}
+
+// Whether x is of shape [n, *low's] and of the bounds' type, float32 or float64, and all of it finite and within them.
+bool inside(nb::handle x, Py_ssize_t n, nb::handle low, nb::handle high) {
+  const Lent seen(x), least(low), most(high);
+  const char type = least.of('f') ? 'f' : 'd';
+  need(least.of(type) && most.of(type) && least.size() == most.size(), "bounds are floats of one type and shape");
+  if (!seen.of(type) || !seen.rows_of(least, n)) return false;
+  auto look = [&]<class T>(T) {
+    return all_inside(seen.data<const T>(), n, least.data<const T>(), most.data<const T>(), least.size());
+  };
+  return type == 'f' ? look(0.0f) : look(0.0);
 }
 
 template <class T>

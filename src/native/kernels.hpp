@@ -4,6 +4,7 @@
 #include "blocks.hpp"
 #include "cells.hpp"
 #include "decoding.hpp"
+#include "shuffle.hpp"
 
 namespace {
 
@@ -163,6 +164,6 @@ void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
 const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         join,         join_turned,
-                                 square,        adam,          pack,        lstm_forward,  lstm_backward,  gru_forward,  gru_backward,
-                                 PANEL,         packed_floats, pack_panels, multiply_panel, attend};
+                                 square,        adam,          shuffle,       pack,           lstm_forward, lstm_backward,
+                                 gru_forward,   gru_backward,  PANEL,         packed_floats, pack_panels, multiply_panel, attend};
 }  // namespace upslope

@@ -119,6 +119,7 @@ struct Kernels {
   void (*join_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
   double (*square)(const float* x, int64_t n);
   void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
+  int64_t (*shuffle)(const bool* valid, int64_t n, uint32_t seed, int64_t* rows);
   // The weight [gates H][H] of a cell as the next four read it: for the forward pass turned.
   void (*pack)(const float* weight, int gates, int size, bool turned, float* packed);
   // Segments first .. last - 1 through time.

@@ -101,6 +101,13 @@ void group(Vector<const int64_t> rows, int64_t n_envs, Vector<int64_t> together,
   for (size_t i = 0; i < n; ++i) together.data()[next[of(i)]++] = rows.data()[i];
 }
 
+// The numbers of the `valid`, shuffled as torch.randperm does with this seed; returns how many.
+int64_t shuffle(Rows<const bool> valid, uint32_t seed, Vector<int64_t> rows) {
+  need(rows.shape(0) >= valid.size(), "rows has no room");
+  const nb::gil_scoped_release released;
+  return kernels->shuffle(valid.data(), int64_t(valid.size()), seed, rows.data());
+}
+
 // |g_k|^2 of K vectors [K][P], and then that of their mean, each one weighted by its size.
 std::vector<double> squares(Rows<const float> vectors, Vector<const int64_t> sizes) {
   const size_t k = vectors.shape(0), p = vectors.shape(1);
@@ -123,6 +130,7 @@ void bind_returns(nb::module_& m) {
   m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_a, "gamma"_a,
         "decay"_a);
   m.def("group", &group, "rows"_a, "n_envs"_a, "together"_a, "sizes"_a);
+  m.def("shuffle", &shuffle, "valid"_a, "seed"_a, "rows"_a);
   m.def("squares", &squares, "vectors"_a, "sizes"_a);
   m.def("variances", &variances, "x"_a, "y"_a, "valid"_a);
   m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_a);

@@ -33,7 +33,7 @@ from upslope.rollout.buffer import Batch, Rollout
 from upslope.rollout.native_returns import gae
 from upslope.rollout.statistics import explained_variance, means_of, standardized, step_quality
 from upslope.rollout.values import evaluate_values
-from upslope.seeding import generator
+from upslope.seeding import derive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,8 @@ class PPO(Agent[PPOConfig]):
             if epoch == 0 or config.recompute_advantage:
                 batch = self.estimate_advantage(rollout)
                 advantage = batch.advantage
-            shuffle = generator(config.seed, "minibatches", self.iteration, epoch)
-            minibatches = list(rollout.minibatches(config.batch_size, shuffle))
+            shuffle = derive(config.seed, "minibatches", self.iteration, epoch)
+            minibatches = rollout.minibatches(config.batch_size, shuffle)
             if config.normalize_advantage:
                 batch.advantage = standardized(advantage, minibatches)
             chunks = rollout.chunks(minibatches[0], most) if epoch == 0 else None

@@ -8,8 +8,7 @@ are added in another order than torch's, always the same one, whatever the numbe
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +23,7 @@ from upslope.engine.twins import METRICS, Coefficients, coefficients
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Chunks, Rollout
+from upslope.rollout.minibatches import Minibatches
 
 try:
     from upslope import _native
@@ -72,7 +72,7 @@ class NativeEngine(TorchEngine):
         self._filling: NativeRows | None = None  # of the last rollout
         self._kind: type | None = None  # of the last batch; its fields; its tensors and arrays
         self._names: list[str] = []
-        self._batch: tuple[list[Tensor | None], dict[str, Any] | str] | None = None
+        self._batch: tuple[dict[str, Any], dict[str, Any] | str] = {}, ""
 
     @property
     def threads(self) -> int:
@@ -128,13 +128,14 @@ class NativeEngine(TorchEngine):
                 raise refused([*reasons, "some parameters need no gradient"][0])
             return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
         self.flat.zero_gradient()
+        parts = Minibatches.of(minibatches)
+        index = parts.rows
         if chunks is not None:
-            minibatches = [chunks.index, *minibatches[1:]]
+            index = torch.cat([chunks.index, index[len(chunks.index) :]])
             if len(self.chunk_gradients) != len(chunks.sizes):
                 self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
-        index = minibatches[0] if len(minibatches) == 1 else torch.cat(list(minibatches))
         names = METRICS[how.surrogate]
-        found = np.empty((len(minibatches), 6))  # five metrics, and the norm
+        found = np.empty((len(parts), 6))  # five metrics, and the norm
         taken = self.network.train(
             self._value,
             self._gradient,
@@ -142,7 +143,7 @@ class NativeEngine(TorchEngine):
             found,
             **arrays,
             index=index.numpy(),
-            sizes=np.array([len(each) for each in minibatches]),
+            sizes=parts.sizes,
             clipped=how.surrogate == "clipped",
             ratio=(1 - how.clip_range, 1 + how.clip_range, how.clip_range),
             value_range=-1.0 if how.clip_range_vf is None else how.clip_range_vf,
@@ -154,7 +155,7 @@ class NativeEngine(TorchEngine):
             threads=self.threads,
         )
         self.steps += taken
-        if taken < len(minibatches):
+        if taken < len(parts):
             self.check_finite(found[taken, 5])
         columns = torch.from_numpy(found.astype(np.float32)).unbind(1)
         return dict(zip(names, columns, strict=False)) | {"gradient_norm": columns[5]}
@@ -249,18 +250,25 @@ class NativeEngine(TorchEngine):
     def _arrays(self, batch: Any) -> dict[str, Any] | str:
         """Return a batch's arrays by the names `train` has for them, or why they do not fit.
 
-        Kept while the batch's tensors are the same ones.
+        What was read is kept while the batch's tensors are the same ones.
         """
         kind = type(batch)
         if kind is not self._kind:
             if not dataclasses.is_dataclass(batch):
                 return f"its batch is a {kind.__name__}"
-            self._batch = None
+            self._batch = {}, ""
             self._kind, self._names = kind, [field.name for field in dataclasses.fields(batch)]
-        tensors = [getattr(batch, name) for name in self._names]
-        if self._batch is None or not all(map(operator.is_, self._batch[0], tensors)):
-            self._batch = tensors, self._read(dict(zip(self._names, tensors, strict=True)))
-        return self._batch[1]
+        before, found = self._batch
+        tensors = {name: getattr(batch, name) for name in self._names}
+        changed = {name for name in tensors if tensors[name] is not before.get(name, self)}
+        if changed:
+            if isinstance(found, dict) and changed <= COLUMNS.keys():
+                columns = _columns(tensors, changed)
+                found = columns if isinstance(columns, str) else found | columns
+            else:
+                found = self._read(tensors)
+            self._batch = tensors, found
+        return found
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any] | str:
         unknown = {name for name, value in batch.items() if value is not None} - FIELDS
@@ -274,17 +282,23 @@ class NativeEngine(TorchEngine):
             return f"actions are not {'int64' if choices else 'float32'}"
         if mask is not None and not _plain(mask, torch.bool):
             return "action_mask is not of bools"
-        columns = {new: batch[old] for old, new in COLUMNS.items()}
-        for name, column in columns.items():
-            if not _plain(column, torch.float32) or column.dim() != 1:
-                return f"{name} is not float32 [M]"
-        return {
+        columns = _columns(batch, COLUMNS)
+        if isinstance(columns, str):
+            return columns
+        return columns | {
             "observation": observation,
             "choice": action.numpy() if choices else None,
             "action": None if choices else action.numpy(),
             "mask": None if mask is None else mask.reshape(len(mask), -1).numpy(),
-            **{name: column.detach().numpy() for name, column in columns.items()},
         }
+
+
+def _columns(batch: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | str:
+    """Return some columns of a batch by the names `train` has for them, or which does not fit."""
+    for name in names:
+        if not _plain(batch[name], torch.float32) or batch[name].dim() != 1:
+            return f"{COLUMNS[name]} is not float32 [M]"
+    return {COLUMNS[name]: batch[name].numpy() for name in names}
 
 
 def _plain(tensor: Any, dtype: torch.dtype) -> bool:

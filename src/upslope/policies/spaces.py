@@ -164,9 +164,10 @@ class ActionHead(nn.Module):
         if isinstance(space, spaces.Box):
             shaped = action.reshape(len(action), *space.shape)
             if self.squash:  # from the nearer bound, so that tanh u = 1 gives it exactly
-                inside = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
-                shaped = np.where(shaped > 0, space.high - inside, space.low + inside)
-            return np.clip(shaped, space.low, space.high).astype(space.dtype, copy=False)
+                within = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
+                shaped = np.where(shaped > 0, space.high - within, space.low + within)
+            inside = np.minimum(np.maximum(shaped, space.low), space.high)  # np.clip, faster
+            return inside.astype(space.dtype, copy=False)
         if isinstance(space, spaces.Discrete) and action.dtype == np.int64 and not space.start:
             return action.reshape(len(action))
         whole = action.astype(np.int64, copy=False).reshape(len(action), *part.shape)

@@ -14,7 +14,6 @@ step) is in the buffer and in nothing that is computed from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from upslope.errors import ArgumentError
 from upslope.policies.memory import Sequences
 from upslope.rollout import native_returns
+from upslope.rollout.minibatches import Minibatches, shuffled
 
 ROWS = (
     *("observation", "action", "log_prob", "reward", "value", "next_value", "advantage", "target"),
@@ -187,27 +187,24 @@ class Rollout:
         begins[1:] = (self.terminated | self.truncated | ~self.valid)[:-1]
         return begins.cumsum(axis=0) * self.n_envs + np.arange(self.n_envs)
 
-    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every valid row once, shuffled, as index tensors of nearly equal length.
+    def minibatches(self, batch_size: int, seed: int) -> Minibatches:
+        """Return every valid row once, shuffled, in minibatches of nearly equal length.
 
         There are round(valid rows / batch_size) of them: no small one is left over at the end, over
         which an advantage could not be standardised. With a recurrent policy whole environments are
         shuffled, so that sequences stay whole, and there is at least one in each.
         """
+        if not self.recurrent:
+            order = shuffled(self.valid, seed)
+            return Minibatches.cut(order, max(1, round(len(order) / batch_size)))
         count = max(1, round(self.n_valid / batch_size))
-        if self.recurrent:
-            shuffled = torch.randperm(self.n_envs, generator=generator)
-            for group in shuffled.tensor_split(min(count, self.n_envs)):
-                chosen = np.zeros_like(self.valid)
-                chosen[:, group.numpy()] = True
-                rows = torch.from_numpy(np.flatnonzero(chosen & self.valid))
-                if len(rows):
-                    yield rows
-            return
-        order = torch.randperm(self.n_valid, generator=generator)
-        if len(order) < self.valid.size:
-            order = torch.from_numpy(np.flatnonzero(self.valid)).index_select(0, order)
-        yield from order.tensor_split(count)
+        order = torch.randperm(self.n_envs, generator=torch.Generator().manual_seed(seed))
+        parts = []
+        for group in order.tensor_split(min(count, self.n_envs)):
+            chosen = np.zeros_like(self.valid)
+            chosen[:, group.numpy()] = True
+            parts.append(torch.from_numpy(np.flatnonzero(chosen & self.valid)))
+        return Minibatches.of([part for part in parts if len(part)] or parts[:1])
 
     def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.

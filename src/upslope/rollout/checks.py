@@ -92,7 +92,7 @@ class Checks:
         n: int,
     ) -> Array:
         array = np.asarray(raw)
-        if limits is not None and array.dtype == FLOAT32:
+        if limits is not None and array.dtype == limits[0].dtype:
             own = array.copy()
             if _native.inside(own, n, *limits):
                 return own  # otherwise what follows says what is wrong
@@ -209,10 +209,11 @@ def _bounds(part: Part) -> tuple[Array, Array] | None:
 
 
 def _limits(part: Part, bounds: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
-    if not BUILT or part.space.dtype != np.float32 or part.size == 0:
+    kind = part.space.dtype
+    if not BUILT or kind not in (np.float32, np.float64) or part.size == 0:
         return None
     low, high = (-np.inf, np.inf) if bounds is None else bounds
-    each = [np.broadcast_to(np.float32(bound), part.shape).copy() for bound in (low, high)]
+    each = [np.broadcast_to(np.asarray(bound, kind), part.shape).copy() for bound in (low, high)]
     return each[0], each[1]
 
 

@@ -303,7 +303,8 @@ class Collector:
         """Return the means over the last 100 episodes: return, length in steps, score if any."""
         found = {"episodes": float(self.episodes)}
         if self.recent:
-            mean_return, length, score = np.mean(np.array(self.recent), axis=0).tolist()
+            count, columns = len(self.recent), zip(*self.recent, strict=True)
+            mean_return, length, score = (math.fsum(column) / count for column in columns)
             found |= {"episode_return": mean_return, "episode_length": length}
             if not math.isnan(score):
                 found["episode_score"] = score

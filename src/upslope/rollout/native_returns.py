@@ -13,13 +13,10 @@ from torch import Tensor
 
 from upslope import returns
 from upslope.errors import check_range
+from upslope.rollout.minibatches import BUILT, Minibatches
 
-try:
+if BUILT:
     from upslope import _native
-
-    BUILT = True
-except ImportError:  # installed where there was no C++ compiler
-    BUILT = False
 
 
 def gae(
@@ -55,9 +52,8 @@ def gae(
 def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float) -> Tensor:
     """Return (A - mean A) / (std A + eps), [M], over each row's minibatch; 0 in no minibatch."""
     found = torch.zeros_like(advantage)
-    sizes = np.array([len(index) for index in minibatches])
-    index = torch.cat(list(minibatches)).numpy()
-    _native.standardize(advantage.numpy(), index, sizes, eps, found.numpy())
+    parts = Minibatches.of(minibatches)
+    _native.standardize(advantage.numpy(), parts.rows.numpy(), parts.sizes, eps, found.numpy())
     return found
 
 

@@ -90,6 +90,8 @@ class Stream:
         self.on_all_cores = backend in ("envpool", "async")
         """Whether a step is spread over threads or processes already."""
         self.n_envs = int(env.num_envs)
+        self._all = np.ones(self.n_envs, bool)  # shared by the steps at which all act
+        self._all.flags.writeable = False
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
         self._action_shape = env.action_space.shape  # of all; None where it is nested
@@ -146,7 +148,7 @@ class Stream:
         raw, info = self._call(self._env.reset, seed=self._checks.seed)
         self.observation = self._checks.observation(raw)
         self._masks.begin(info)
-        self.acting, self._all_acting, self.running = np.ones(self.n_envs, bool), True, True
+        self.acting, self._all_acting, self.running = self._all, True, True
         return self.observation
 
     def step(self, action: Any) -> Step:
@@ -170,7 +172,7 @@ class Stream:
         if not self._all_acting:
             terminated &= valid
             truncated &= valid
-        self.acting, self._all_acting = np.ones(self.n_envs, bool), True
+        self.acting, self._all_acting = self._all, True
         again: tuple[Array, dict[str, Any]] | None = None
         if ended.any():
             truncated &= ~terminated

@@ -44,13 +44,14 @@ def evaluate_values(
             rollout.value.copy_(_values(policy, evaluate, now).view(n_steps, n_envs))
         rest = _values(policy, evaluate, after)
     rollout.valued = False
-    rollout.next_value[:-1] = rollout.value[1:]
-    rollout.next_value[-1] = rest[:n_envs]
-    next_value, last, done = rollout.next_value.numpy(), rest.numpy(), n_envs
+    of_rows, next_value, last = (
+        tensor.numpy() for tensor in (rollout.value, rollout.next_value, rest)
+    )
+    next_value[:-1], next_value[-1], done = of_rows[1:], last[:n_envs], n_envs
     for t, environments, _ in rollout.cut:
         next_value[t, environments] = last[done:][: len(environments)]
         done += len(environments)
-    rollout.next_value.masked_fill_(torch.from_numpy(rollout.terminated), 0)
+    np.copyto(next_value, 0, where=rollout.terminated)
 
 
 def _values(
