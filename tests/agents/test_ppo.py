@@ -19,7 +19,7 @@ from upslope.gradient import quality
 from upslope.losses import policy_gradient_loss
 from upslope.policies.actor_critic import NetworkActorCritic
 from upslope.rollout.buffer import Batch
-from upslope.seeding import generator
+from upslope.seeding import derive, generator
 
 SPACES = {"Discrete": spaces.Discrete(3), "Box": spaces.Box(-1, 1, (2,), np.float32)}
 
@@ -171,7 +171,7 @@ def reference_update(agent: us.PPO, rollout) -> dict[str, torch.Tensor]:
     }
     rows = {name: torch.from_numpy(array.copy()) for name, array in flat.items()}
     for epoch in range(config.n_epochs):
-        order = generator(config.seed, "minibatches", agent.iteration, epoch)
+        order = derive(config.seed, "minibatches", agent.iteration, epoch)
         for index in rollout.minibatches(config.batch_size, order):
             part = {name: x[index] for name, x in rows.items()}
             out = perceptron(weights, "actor", part["observation"])
@@ -385,7 +385,7 @@ def test_signal_to_noise_is_that_of_the_first_minibatch():
     fresh = us.PPO(ActionDecides, n_envs=4, n_steps=64, ent_coef=0.1).policy
     batch = agent.estimate_advantage(rollout)
     found = agent.update(rollout)["signal_to_noise"]
-    first = next(rollout.minibatches(128, generator(0, "minibatches", 0, 0)))
+    first = rollout.minibatches(128, derive(0, "minibatches", 0, 0))[0]
     a = batch.advantage[first]
     standard = torch.zeros(256)
     standard[first] = (a - a.mean()) / a.std(correction=0)

@@ -11,7 +11,8 @@ import upslope as us
 from tests.engine.native_cases import PlainPolicy, rows_for
 from tests.engine.test_native_choice import BOX, LOSS, acted, policy_of
 from upslope.engine.native_engine import NativeEngine
-from upslope.engine.torch_engine import TorchEngine
+from upslope.engine.native_rows import NativeRows
+from upslope.rollout.buffer import Rollout
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +27,20 @@ def observations(count: int) -> torch.Tensor:
     return torch.randn(count, *BOX.shape, generator=torch.Generator().manual_seed(1))
 
 
+def rollout_of(rows: torch.Tensor) -> Rollout:
+    count, inputs = rows.shape
+    rollout = Rollout(1, count, ((inputs,), np.dtype(np.float32)), ((), np.dtype(np.int64)))
+    rollout.observation[0] = rows.numpy()
+    rollout.value.fill_(torch.nan)
+    return rollout
+
+
 def begun(engine: NativeEngine, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What is being found, and what it must become."""
-    rows, found = observations(count), torch.full((count,), torch.nan)
-    expected = engine.value(rows)
-    assert engine.begin_value(rows, found)
-    return found, expected
+    rollout = rollout_of(observations(count))
+    expected = engine.value(observations(count))
+    assert engine.rows(rollout, torch.Generator()).begin_value(0)
+    return rollout.value[0], expected
 
 
 @pytest.mark.parametrize("count", [256, 300, 5000])
@@ -48,7 +57,7 @@ MANY = 100_000  # so many that they are not found before the next call
 NEXT = {
     "act": lambda engine, _: acted(engine, observations(700), 2),
     "value": lambda engine, _: engine.value(observations(10)),
-    "begin": lambda engine, _: engine.begin_value(observations(300), torch.empty(300)),
+    "begin": lambda engine, _: begun(engine, 300),
     "step": lambda engine, batch: engine.step(LOSS, batch, torch.arange(10), 1.0),
 }
 
@@ -76,14 +85,13 @@ def test_another_networks_call_finishes_it_and_the_end_does():
 
 
 def test_where_it_is_not_begun():
-    found = torch.zeros(1000)
-    native = NativeEngine(policy_of(), max_grad_norm=None)
-    assert not native.begin_value(observations(255), found[:255])  # too few to be worth it
-    assert not native.begin_value(observations(1000).double(), found)
+    native, rollout = NativeEngine(policy_of(), max_grad_norm=None), rollout_of(observations(1000))
+    few, draws = rollout_of(observations(255)), torch.Generator()
+    assert not native.rows(few, draws).begin_value(0)  # too few to be worth it
     torch.set_num_threads(1)
-    assert not native.begin_value(observations(1000), found)
-    assert not TorchEngine(policy_of(), max_grad_norm=None).begin_value(observations(1000), found)
-    assert not found.any()
+    assert not native.rows(rollout, draws).begin_value(0)
+    assert rollout.value.isnan().all()
+    assert few.value.isnan().all()
 
 
 def test_values_of_another_length_are_refused():
@@ -98,10 +106,10 @@ def test_values_of_another_length_are_refused():
 @pytest.mark.parametrize("anew", [False, True])
 def test_learning_has_the_same_bits_without_it(agent, anew, monkeypatch):
     calls: list[bool] = []
-    begin = NativeEngine.begin_value
+    begin = NativeRows.begin_value
 
-    def counted(self, observation, value):
-        calls.append(begin(self, observation, value))
+    def counted(self, t):
+        calls.append(begin(self, t))
         return calls[-1]
 
     settings = {"n_envs": 300, "n_steps": 8, "engine": "native", "seed": 3}
@@ -113,17 +121,18 @@ def test_learning_has_the_same_bits_without_it(agent, anew, monkeypatch):
     def learned() -> torch.Tensor:
         return agent("CartPole-v1", **settings).learn(300 * 8 * 4).engine.flat.value.clone()
 
-    monkeypatch.setattr(NativeEngine, "begin_value", counted)
+    monkeypatch.setattr(NativeRows, "begin_value", counted)
     overlapped = learned()
     assert len(calls) >= 4 * 8
     assert all(calls)
-    monkeypatch.setattr(NativeEngine, "begin_value", lambda *_: False)
+    monkeypatch.setattr(NativeRows, "begin_value", lambda *_: False)
     assert torch.equal(learned(), overlapped)
 
 
 def test_only_where_a_core_is_idle():
-    assert us.PPO("CartPole-v1", n_envs=2).collector.valuing is not None
+    assert us.PPO("CartPole-v1", n_envs=2).collector.valuing
     other = us.PPO("CartPole-v1", n_envs=2, backend="async")
-    assert other.collector.valuing is None  # its processes take all cores
+    assert not other.collector.valuing  # its processes take all cores
     other.stream.close()
-    assert us.ActorCritic("CartPole-v1", n_envs=2, traces=True).collector.valuing is None
+    agent = us.ActorCritic("CartPole-v1", n_envs=2, traces=True).learn(10)
+    assert not agent.collector.rollout.valued  # its weights change at every step

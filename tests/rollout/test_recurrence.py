@@ -132,7 +132,7 @@ def test_a_minibatch_gives_what_the_whole_rollout_gives():
         rollout = collector.collect(policy, generator(SEED, "act", number))
     batch = rollout.flat(torch.device("cpu"))
     whole = policy(batch)
-    for rows in rollout.minibatches(N_STEPS, generator(SEED, "shuffle")):
+    for rows in rollout.minibatches(N_STEPS, SEED):
         assert len(rows) < len(batch.action)
         for all_of_them, some in zip(whole, policy(batch[rows]), strict=True):
             torch.testing.assert_close(some, all_of_them[rows])
@@ -180,7 +180,7 @@ def test_segments_are_parts_of_episodes(data):
 def test_minibatches_keep_environments_whole(n_steps, n_envs, batch_size, seed):
     rollout = rollout_of(n_steps, n_envs)
     rollout.valid[:] = np.random.default_rng(seed).random((n_steps, n_envs)) < 0.8
-    parts = list(rollout.minibatches(batch_size, torch.Generator().manual_seed(seed)))
+    parts = list(rollout.minibatches(batch_size, seed))
     rows = torch.cat([*parts, torch.zeros(0, dtype=torch.int64)])
     assert sorted(rows.tolist()) == np.flatnonzero(rollout.valid).tolist()
     owners = [set((part % n_envs).tolist()) for part in parts]

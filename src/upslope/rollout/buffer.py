@@ -204,7 +204,7 @@ class Rollout:
             chosen = np.zeros_like(self.valid)
             chosen[:, group.numpy()] = True
             parts.append(torch.from_numpy(np.flatnonzero(chosen & self.valid)))
-        return Minibatches.of([part for part in parts if len(part)] or parts[:1])
+        return Minibatches.of([part for part in parts if len(part)])
 
     def chunks(self, index: Tensor, at_most: int = 8) -> Chunks | None:
         """Split rows of `minibatches` by environment into disjoint groups; None if that gives one.

@@ -31,8 +31,9 @@ class Minibatches(Sequence[Tensor]):
         """Return them as one, which they are already if they came from here."""
         if isinstance(parts, Minibatches):
             return parts
-        rows = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-        return cls(rows, np.array([len(part) for part in parts]))
+        none = torch.zeros(0, dtype=torch.int64)
+        rows = parts[0] if len(parts) == 1 else torch.cat([none, *parts])
+        return cls(rows, np.array([len(part) for part in parts], np.int64))
 
     @classmethod
     def cut(cls, rows: Tensor, count: int) -> Minibatches:
