@@ -211,9 +211,8 @@ inline void back_gaussian(const Plan& plan, const float* precision, const float*
 }
 
 // ---------------------------------------------------------------- the loss
-// Of W samples: adds to the metrics, and returns dL/d ln pi(a); `value_slope` is dL/dv.
-inline vec lose(const Loss& loss, const Sample& sample, int column, const Judged& judged, vec value, vec* metrics,
-                vec& value_slope) {
+// Of W samples each: they add to the metrics and return dL/d ln pi(a), or dL/dv.
+inline vec lose_policy(const Loss& loss, const Sample& sample, int column, const Judged& judged, vec* metrics) {
   const vec weight = load(sample.weight + column), advantage = load(sample.advantage + column);
   vec slope, surrogate;
   if (loss.surrogate == Surrogate::clipped) {
@@ -231,22 +230,25 @@ inline vec lose(const Loss& loss, const Sample& sample, int column, const Judged
     surrogate = -judged.log_prob * advantage;
     slope = -advantage;
   }
-  const vec error = value - load(sample.target + column);
-  vec squared = error * error, error_slope = 2.0f * error;
+  metrics[POLICY_LOSS] += weight > 0.0f ? weight * surrogate : vec{};
+  metrics[ENTROPY] += weight > 0.0f ? weight * judged.entropy : vec{};
+  return weight > 0.0f ? weight * slope : vec{};
+}
+
+inline vec lose_value(const Loss& loss, const Sample& sample, int column, vec value, vec& metric) {
+  const vec weight = load(sample.weight + column), target = load(sample.target + column), error = value - target;
+  vec squared = error * error, slope = 2.0f * error;
   if (loss.clip_value) {
     const vec old = load(sample.old_value + column), change = value - old;
     const vec kept = smaller(larger(change, all(-loss.value_range)), all(loss.value_range));
-    const vec clipped = old + kept - load(sample.target + column), other = clipped * clipped;
+    const vec clipped = old + kept - target, other = clipped * clipped;
     const vec share = squared > other ? all(1.0f) : (squared == other ? all(0.5f) : vec{});
     const vec inside = kept == change ? all(1.0f) : vec{};
-    error_slope = squared != squared ? squared : share * error_slope + (1.0f - share) * inside * (2.0f * clipped);
+    slope = squared != squared ? squared : share * slope + (1.0f - share) * inside * (2.0f * clipped);
     squared = larger(squared, other);
   }
-  metrics[POLICY_LOSS] += weight > 0.0f ? weight * surrogate : vec{};
-  metrics[VALUE_LOSS] += weight > 0.0f ? weight * squared : vec{};
-  metrics[ENTROPY] += weight > 0.0f ? weight * judged.entropy : vec{};
-  value_slope = weight > 0.0f ? loss.value_weight * weight * error_slope : vec{};
-  return weight > 0.0f ? weight * slope : vec{};
+  metric += weight > 0.0f ? weight * squared : vec{};
+  return weight > 0.0f ? loss.value_weight * weight * slope : vec{};
 }
 
 // ---------------------------------------------------------------- a block of rows of a batch
@@ -309,43 +311,47 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
                               Scratch scratch) {
   const float* input = gather(plan, batch.observation, index, rows, block, scratch);
   const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
-  Trace trunk, actor, critic;
-  const float* seen = forward(plan.trunk, parameters, input, block, trunk, scratch);
-  const float* numbers = forward(plan.actor, parameters, seen, block, actor, scratch);
-  const float* value = forward(plan.critic, parameters, seen, block, critic, scratch);
-
   const int64_t width = padded(plan.widest) * block;
   Workspace work{scratch.take(width), scratch.take(width), scratch.take(width)};
-  float *head_delta = scratch.take(padded(plan.size) * block), *value_delta = scratch.take(LINE * block);
-  float* normalizer = scratch.take(int64_t{plan.actions()} * block);
-  float* entropies = scratch.take(int64_t{plan.actions()} * block);
-  const float* precision = plan.gaussian() ? precisions(plan, parameters, scratch) : nullptr;
-  float* log_std_delta = scratch.take(int64_t{plan.size} * W);
-  fill(log_std_delta, 0.0f, int64_t{plan.size} * W);
-  vec totals[METRICS] = {};
-  for (int c = 0; c < block; c += W) {
-    const Judged judged = plan.gaussian() ? judge_gaussian(plan, parameters, precision, numbers, sample, block, c)
-                                          : judge_choices(plan, numbers, sample, block, c, normalizer, entropies);
-    vec value_slope;
-    const vec slope = lose(loss, sample, c, judged, load(value + c), totals, value_slope);
-    const vec weight = loss.entropy_weight * load(sample.weight + c);
-    store(value_delta + c, value_slope);
-    if (plan.gaussian())
-      back_gaussian(plan, precision, numbers, sample, block, c, slope, weight, head_delta, log_std_delta);
-    else
-      back_choices(plan, numbers, sample, block, c, normalizer, entropies, slope, weight, head_delta);
-  }
-  for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
-  if (plan.gaussian())
-    for (int i = 0; i < plan.size; ++i) {
-      float& total = sums[plan.log_std_sums + i];
-      total = (add ? total : 0.0f) + sum(load(log_std_delta + i * W));
-    }
-
   const bool shared = !plan.trunk.empty();
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;
-  backward(plan.actor, parameters, seen, actor, head_delta, seen_delta, false, block, sums, add, work);
-  backward(plan.critic, parameters, seen, critic, value_delta, seen_delta, true, block, sums, add, work);
+  vec totals[METRICS] = {};
+  Trace trunk, trace;
+  const float* seen = forward(plan.trunk, parameters, input, block, trunk, scratch);
+  {
+    Scratch own = scratch;  // the critic takes the same memory: it is in cache
+    const float* numbers = forward(plan.actor, parameters, seen, block, trace, own);
+    float* delta = own.take(padded(plan.size) * block);
+    float *normalizer = own.take(int64_t{plan.actions()} * block), *entropies = own.take(int64_t{plan.actions()} * block);
+    const float* precision = plan.gaussian() ? precisions(plan, parameters, own) : nullptr;
+    float* log_std_delta = own.take(int64_t{plan.size} * W);
+    fill(log_std_delta, 0.0f, int64_t{plan.size} * W);
+    for (int c = 0; c < block; c += W) {
+      const Judged judged = plan.gaussian() ? judge_gaussian(plan, parameters, precision, numbers, sample, block, c)
+                                            : judge_choices(plan, numbers, sample, block, c, normalizer, entropies);
+      const vec slope = lose_policy(loss, sample, c, judged, totals);
+      const vec weight = loss.entropy_weight * load(sample.weight + c);
+      if (plan.gaussian())
+        back_gaussian(plan, precision, numbers, sample, block, c, slope, weight, delta, log_std_delta);
+      else
+        back_choices(plan, numbers, sample, block, c, normalizer, entropies, slope, weight, delta);
+    }
+    if (plan.gaussian())
+      for (int i = 0; i < plan.size; ++i) {
+        float& total = sums[plan.log_std_sums + i];
+        total = (add ? total : 0.0f) + sum(load(log_std_delta + i * W));
+      }
+    backward(plan.actor, parameters, seen, trace, delta, seen_delta, false, block, sums, add, work);
+  }
+  {
+    Scratch own = scratch;
+    const float* value = forward(plan.critic, parameters, seen, block, trace, own);
+    float* delta = own.take(LINE * block);
+    for (int c = 0; c < block; c += W)
+      store(delta + c, lose_value(loss, sample, c, load(value + c), totals[VALUE_LOSS]));
+    backward(plan.critic, parameters, seen, trace, delta, seen_delta, true, block, sums, add, work);
+  }
+  for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
   if (shared) backward(plan.trunk, parameters, input, trunk, seen_delta, nullptr, false, block, sums, add, work);
 }
 
