@@ -46,18 +46,17 @@ class Lent {
 };
 
 template <class T>
-bool all_inside(const T* at, Py_ssize_t n, const T* low, const T* high, Py_ssize_t m) {
+bool all_inside(bool (*inside)(const T*, int64_t, const T*, const T*, int64_t), const Lent& x, const Lent& low,
+                const Lent& high) {
   constexpr T most = std::numeric_limits<T>::max();
-  const Py_ssize_t rows = 1 + 256 / std::max<Py_ssize_t>(m, 1), some = rows * m;
-  std::vector<T> l, h;  // the bounds of some rows, so that many numbers are compared at once
-  for (Py_ssize_t i = 0; i < rows; ++i)
-    for (Py_ssize_t j = 0; j < m; ++j) l.push_back(std::max(low[j], -most)), h.push_back(std::min(high[j], most));
-  const T *low_of = l.data(), *high_of = h.data(), *const end = at + n * m;
-  int wrong = 0;
-  for (; at < end; at += some)
-    for (Py_ssize_t i = 0, here = std::min<Py_ssize_t>(some, end - at); i < here; ++i)  // also NaN is wrong
-      wrong |= !(at[i] >= low_of[i]) | !(at[i] <= high_of[i]);
-  return !wrong;
+  const Py_ssize_t m = low.size(), some = (1 + 256 / std::max<Py_ssize_t>(m, 1)) * m;
+  std::vector<T> bounds(2 * some);  // those of some rows, so that many numbers are compared at once
+  T *const least = bounds.data(), *const greatest = least + some;
+  for (Py_ssize_t i = 0; i < some; ++i) {
+    least[i] = std::max(low.data<T>()[i % m], -most);
+    greatest[i] = std::min(high.data<T>()[i % m], most);
+  }
+  return inside(x.data<T>(), x.size(), least, greatest, some);
 }
 
 // Whether x is of shape [n, *low's] and of the bounds' type, float32 or float64, and all of it finite and within them.
@@ -66,10 +65,8 @@ bool inside(nb::handle x, Py_ssize_t n, nb::handle low, nb::handle high) {
   const char type = least.of('f') ? 'f' : 'd';
   need(least.of(type) && most.of(type) && least.size() == most.size(), "bounds are floats of one type and shape");
   if (!seen.of(type) || !seen.rows_of(least, n)) return false;
-  auto look = [&]<class T>(T) {
-    return all_inside(seen.data<const T>(), n, least.data<const T>(), most.data<const T>(), least.size());
-  };
-  return type == 'f' ? look(0.0f) : look(0.0);
+  return type == 'f' ? all_inside(kernels->inside_floats, seen, least, most)
+                     : all_inside(kernels->inside_doubles, seen, least, most);
 }
 
 template <class T>

@@ -138,6 +138,14 @@ void join_turned(const float* const* slices, int count, int64_t rows, int64_t co
   }
 }
 
+template <class T, class I>  // I: an integer of T's size, so that what is found wrong fits the same vectors
+bool inside(const T* x, int64_t n, const T* low, const T* high, int64_t some) {
+  I wrong = 0;
+  for (; n > 0; n -= some, x += some)
+    for (int64_t i = 0, here = n < some ? n : some; i < here; ++i) wrong |= I(!(x[i] >= low[i])) | I(!(x[i] <= high[i]));
+  return wrong == 0;
+}
+
 double square(const float* x, int64_t n) {
   vec total{};
   int64_t i = 0;
@@ -163,7 +171,25 @@ void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __
 
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
-const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,  gradient,    act,           values,         join,         join_turned,
-                                 square,        adam,          shuffle,       pack,           lstm_forward, lstm_backward,
-                                 gru_forward,   gru_backward,  PANEL,         packed_floats, pack_panels, multiply_panel, attend};
+const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,
+                                 gradient,
+                                 act,
+                                 values,
+                                 join,
+                                 join_turned,
+                                 square,
+                                 adam,
+                                 inside<float, int32_t>,
+                                 inside<double, int64_t>,
+                                 shuffle,
+                                 pack,
+                                 lstm_forward,
+                                 lstm_backward,
+                                 gru_forward,
+                                 gru_backward,
+                                 PANEL,
+                                 packed_floats,
+                                 pack_panels,
+                                 multiply_panel,
+                                 attend};
 }  // namespace upslope

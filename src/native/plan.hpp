@@ -119,6 +119,9 @@ struct Kernels {
   void (*join_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
   double (*square)(const float* x, int64_t n);
   void (*adam)(const Adam&, int64_t n, float* gradient, float* first, float* second, float* parameters);
+  // Whether numbers are from low to high, bounds of `some` in turn; NaN is not.
+  bool (*inside_floats)(const float* x, int64_t n, const float* low, const float* high, int64_t some);
+  bool (*inside_doubles)(const double* x, int64_t n, const double* low, const double* high, int64_t some);
   int64_t (*shuffle)(const bool* valid, int64_t n, uint32_t seed, int64_t* rows);
   // The weight [gates H][H] of a cell as the next four read it: for the forward pass turned.
   void (*pack)(const float* weight, int gates, int size, bool turned, float* packed);

@@ -84,6 +84,7 @@ class ActionHead(nn.Module):
         self.masks = [mask_columns(part) for part in self.layout.parts]
         """How many columns of the action mask each part has."""
         dimensions = sum(part.size for part in self.boxes)
+        self._repeated: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.matrix: Tensor | None = None  # this rollout's noise, for scale="exploration"
         self.log_std_init = float(log_std_init)
         if self.boxes and scale == "parameter":
@@ -166,7 +167,8 @@ class ActionHead(nn.Module):
             if self.squash:  # from the nearer bound, so that tanh u = 1 gives it exactly
                 within = (space.high / 2 - space.low / 2) * (1 - np.abs(np.tanh(shaped)))
                 shaped = np.where(shaped > 0, space.high - within, space.low + within)
-            inside = np.minimum(np.maximum(shaped, space.low), space.high)  # np.clip, faster
+            low, high = self._bounds(part.columns.start, space, len(action))
+            inside = np.minimum(np.maximum(shaped, low), high)  # what np.clip does, in less time
             return inside.astype(space.dtype, copy=False)
         if isinstance(space, spaces.Discrete) and action.dtype == np.int64 and not space.start:
             return action.reshape(len(action))
@@ -176,6 +178,15 @@ class ActionHead(nn.Module):
         start = space.start  # type: ignore[attr-defined]
         offset = whole + start if np.any(start) else whole
         return offset.astype(space.dtype, copy=False)
+
+    def _bounds(self, start: int, space: spaces.Box, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a Box's bounds once for each action: short rows are slow to repeat every time."""
+        found = self._repeated.get(start)
+        if found is None or len(found[0]) != count:
+            shape = (count, *space.shape)
+            low, high = (np.broadcast_to(bound, shape).copy() for bound in (space.low, space.high))
+            found = self._repeated[start] = low, high
+        return found
 
 
 def unbatched(action: Any) -> Any:
