@@ -49,7 +49,8 @@ class NativeRows:
     def begin(self, generator: torch.Generator, threads: int) -> NativeRows:
         """Begin the rollout anew, with draws from `generator`."""
         self.generator, self.threads = generator, threads
-        self.values = threads > 1 and self.rollout.n_envs >= WORTH_TELLING
+        worth = self.rollout.n_envs // WORTH_TELLING
+        self.values, self.acting = threads > 1 and worth > 0, min(threads, max(worth, 1))
         return self
 
     def act(self, t: int, mask: np.ndarray | None) -> None:
@@ -68,7 +69,7 @@ class NativeRows:
             choice=action if self.choices else None,
             action=None if self.choices else action,
             log_prob=self.log_prob[t],
-            threads=self.threads,
+            threads=self.acting,
         )
 
     def begin_value(self, t: int) -> bool:
