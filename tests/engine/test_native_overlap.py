@@ -134,5 +134,12 @@ def test_only_where_a_core_is_idle():
     other = us.PPO("CartPole-v1", n_envs=2, backend="async")
     assert not other.collector.valuing  # its processes take all cores
     other.stream.close()
+    agent = us.PPO("CartPole-v1", n_envs=300, n_steps=2, engine="native")
+    for valuing in (True, False):
+        agent.collector.valuing = valuing
+        rollout = agent.collector.collect(agent.policy, torch.Generator(), agent.act)
+        assert rollout.valued == valuing
+        assert bool(rollout.value.any()) == valuing
+        rollout.value.zero_()
     agent = us.ActorCritic("CartPole-v1", n_envs=2, traces=True).learn(10)
     assert not agent.collector.rollout.valued  # its weights change at every step

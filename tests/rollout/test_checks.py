@@ -253,21 +253,39 @@ def test_nested_final_observations():
 
 # ---- all numbers at once, natively ---------------------------------------------------------------
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1.01, -2.01])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("built", [True, False])
-def test_each_number_is_looked_at(bad, built, monkeypatch):
+def test_each_number_is_looked_at(bad, dtype, built, monkeypatch):
     monkeypatch.setattr("upslope.rollout.checks.BUILT", built and checks.BUILT)
-    space = spaces.Box(np.float32([-2, -np.inf]), np.float32([1, np.inf]))
+    space = spaces.Box(np.array([-2, -np.inf], dtype), np.array([1, np.inf], dtype), dtype=dtype)
     held = checks.Checks(3, Layout(space), MaskLayout(spaces.Discrete(2)))
-    good = np.float32([[-2, 5], [1, -7], [0, 0]])
+    good = np.array([[-2, 5], [1, -7], [0, 0]], dtype)
     assert held.observation(good).tolist() == good.tolist()
     for row in range(3):
         for column in range(2):
             wrong = good.copy()
             wrong[row, column] = bad
             if column == 1 and np.isfinite(bad):
-                assert held.observation(wrong)[row, column] == np.float32(bad)
+                assert held.observation(wrong)[row, column] == dtype(bad)
                 continue
             with pytest.raises(EnvironmentFault, match=f"environment {row} returned"):
+                held.observation(wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("count", "size"), [(300, 17), (1000, 1), (3, 1000)])
+def test_many_numbers_are_looked_at(count, size, dtype):
+    """They are compared many at a time, and each with its own bounds."""
+    low = -np.arange(1, size + 1, dtype=dtype)
+    space = spaces.Box(low, -low, dtype=dtype)
+    held = checks.Checks(count, Layout(space), MaskLayout(spaces.Discrete(2)))
+    good = np.random.default_rng(0).uniform(-1, 1, (count, size)).astype(dtype) * -low
+    assert np.array_equal(held.observation(good), good)
+    for row in (0, count // 2, count - 1):
+        for column in (0, size // 2, size - 1):
+            wrong = good.copy()
+            wrong[row, column] = 1.01 * low[column]
+            with pytest.raises(EnvironmentFault, match=f"environment {row} returned .* outside"):
                 held.observation(wrong)
 
 
