@@ -79,21 +79,48 @@ bool take_rewards(const T* from, const bool* counted, float* to, Py_ssize_t n) {
   return fine;
 }
 
-// Copy rewards (0 where a step does not count) and ends of n environments; returns whether they are finite numbers and
-// truth values, one for each. What is copied means nothing if not.
-bool take_signals(nb::handle reward, nb::handle terminated, nb::handle truncated, nb::handle counted, nb::handle own_reward,
-                  nb::handle own_terminated, nb::handle own_truncated) {
-  const Lent to(own_reward, true), over(own_terminated, true), cut(own_truncated, true), counts(counted);
+// Copies rewards, 0 where a step does not count, and ends of n environments: what ended in a step that counts, and truncated
+// only what did not terminate; `own_ended` is all that ended. Returns how many did, or -1 where these are not finite numbers
+// and truth values, one for each; what is copied means nothing then.
+Py_ssize_t take_signals(nb::handle reward, nb::handle terminated, nb::handle truncated, nb::handle counted,
+                        nb::handle own_reward, nb::handle own_terminated, nb::handle own_truncated, nb::handle own_ended) {
+  const Lent to(own_reward, true), over(own_terminated, true), cut(own_truncated, true), any(own_ended, true), counts(counted);
   const Py_ssize_t n = counts.size();
-  need(to.of('f') && over.of('?') && cut.of('?') && counts.of('?') && to.counts(n) && over.counts(n) && cut.counts(n),
+  need(to.of('f') && over.of('?') && cut.of('?') && any.of('?') && counts.of('?') && to.counts(n) && over.counts(n) &&
+           cut.counts(n) && any.counts(n),
        "own arrays are float32 and bool of one length");
   const Lent from(reward), ended(terminated), stopped(truncated);
-  if (!from.counts(n) || !ended.counts(n) || !stopped.counts(n) || !ended.of('?') || !stopped.of('?')) return false;
-  std::memcpy(over.data<char>(), ended.data<char>(), n);
-  std::memcpy(cut.data<char>(), stopped.data<char>(), n);
-  const bool* where = counts.data<bool>();
-  if (from.of('f')) return take_rewards(from.data<float>(), where, to.data<float>(), n);
-  return from.of('d') && take_rewards(from.data<double>(), where, to.data<float>(), n);
+  if (!from.counts(n) || !ended.counts(n) || !stopped.counts(n) || !ended.of('?') || !stopped.of('?')) return -1;
+  const bool *where = counts.data<bool>(), *first = ended.data<bool>(), *second = stopped.data<bool>();
+  bool fine = false;
+  if (from.of('f')) fine = take_rewards(from.data<float>(), where, to.data<float>(), n);
+  if (from.of('d')) fine = take_rewards(from.data<double>(), where, to.data<float>(), n);
+  if (!fine) return -1;
+  Py_ssize_t found = 0;
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    over.data<bool>()[i] = first[i] & where[i];
+    cut.data<bool>()[i] = second[i] & where[i] & !first[i];
+    found += any.data<bool>()[i] = first[i] | second[i];
+  }
+  return found;
+}
+
+// Puts float32 numbers x [n, ...] into `out`, each within the bounds of its place, [...]; false where they are of another
+// type or shape. NaN stays.
+bool clip(nb::handle x, nb::handle low, nb::handle high, nb::handle out) {
+  const Lent from(x), least(low), most(high), to(out, true);
+  const Py_ssize_t m = least.size();
+  if (!from.of('f') || !least.of('f') || !most.of('f') || !to.of('f') || most.size() != m || m < 1 ||
+      from.size() != to.size() || from.size() % m != 0)
+    return false;
+  const float *at = from.data<float>(), *l = least.data<float>(), *h = most.data<float>();
+  float* into = to.data<float>();
+  for (Py_ssize_t row = 0; row < from.size(); row += m)
+    for (Py_ssize_t j = 0; j < m; ++j) {
+      const float number = at[row + j];
+      into[row + j] = number < l[j] ? l[j] : (number > h[j] ? h[j] : number);
+    }
+  return true;
 }
 
 }  // namespace
@@ -101,7 +128,8 @@ bool take_signals(nb::handle reward, nb::handle terminated, nb::handle truncated
 void bind_checks(nb::module_& m) {
   m.def("inside", &inside, "x"_a, "n"_a, "low"_a, "high"_a);
   m.def("take_signals", &take_signals, "reward"_a, "terminated"_a, "truncated"_a, "counted"_a, "own_reward"_a,
-        "own_terminated"_a, "own_truncated"_a);
+        "own_terminated"_a, "own_truncated"_a, "own_ended"_a);
+  m.def("clip", &clip, "x"_a, "low"_a, "high"_a, "out"_a);
 }
 
 }  // namespace upslope

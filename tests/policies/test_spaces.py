@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import upslope.policies.spaces
 from upslope.errors import ArgumentError
 from upslope.policies.distributions import Categorical, DiagonalGaussian
 from upslope.policies.spaces import ActionHead, unbatched
@@ -246,3 +247,25 @@ def test_squashed_bounds_of_all_finite_floats():
 def test_heads_that_are_refused(space, kwargs, message):
     with pytest.raises(ArgumentError, match=message):
         ActionHead(space, latent=2, **kwargs)
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), ()])
+def test_each_number_is_clipped_to_its_own_bounds(built, dtype, shape, monkeypatch):
+    monkeypatch.setattr("upslope.policies.spaces.BUILT", built and upslope.policies.spaces.BUILT)
+    draws = np.random.default_rng(0)
+    low = draws.normal(size=shape) - 1
+    low = np.asarray(low, dtype)
+    space = spaces.Box(low, low + 1, shape, dtype)
+    head = ActionHead(space)
+    action = draws.normal(size=(50, head.size)).astype(np.float32) * 3
+    kept = action.copy()
+    sent = head.to_environment(action)
+    assert sent.dtype == dtype
+    expected = np.clip(kept.reshape(50, *shape), space.low, space.high)
+    assert np.array_equal(sent, expected.astype(dtype))
+    assert np.array_equal(action, kept)
+    assert not np.array_equal(sent, kept.reshape(50, *shape))
+    action[7] = np.nan
+    assert np.isnan(head.to_environment(action)[7]).all()

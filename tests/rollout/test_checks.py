@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import closing
 from typing import Any
 
@@ -302,7 +303,27 @@ def test_each_reward_is_looked_at_where_it_counts(bad, dtype, built, monkeypatch
             reward[row] = bad
         own = held.signals(reward, *ends, others)
         assert own[0].tolist() == np.where(others, [1, -2, 3], 0).tolist()
-        assert [own[1].tolist(), own[2].tolist()] == [end.tolist() for end in ends]
-        assert [one.dtype for one in own] == [np.float32, bool, bool]
+        assert own[1].tolist() == (ends[0] & others).tolist()
+        assert own[2].tolist() == (ends[1] & others).tolist()
+        assert own[3].tolist() == [True, False, True]
+        assert [one.dtype for one in own] == [np.float32, bool, bool, bool]
         with pytest.raises(EnvironmentFault, match=rf"environment {row} returned -?(nan|inf) as r"):
             held.signals(reward, *ends, np.ones(3, bool))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_ends_are_told_apart(built, monkeypatch):
+    """What terminated is not truncated as well, and nothing ends in a step that does not count."""
+    monkeypatch.setattr("upslope.rollout.checks.BUILT", built and checks.BUILT)
+    flags = np.array(list(itertools.product([False, True], repeat=3))).T.copy()
+    held = checks.Checks(8, Layout(BOX), MaskLayout(spaces.Discrete(2)))
+    terminated, truncated, counted = flags
+    given = flags.copy()
+    found = held.signals(np.ones(8), terminated, truncated, counted)
+    for n, (over, cut, counts) in enumerate(given.T.tolist()):
+        assert found[1][n] == (over and counts)
+        assert found[2][n] == (cut and counts and not over)
+        assert found[3][n] == (over or cut)
+    assert np.array_equal(flags, given)
+    none = np.zeros(8, bool)
+    assert held.signals(np.ones(8), none, none, counted)[3] is None

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upslope.built import BUILT
 from upslope.policies.cells import GruCell, LstmCell
 
-try:
+if BUILT:
     from upslope import _native
-
-    BUILT = True
-except ImportError:  # installed where there was no C++ compiler
-    BUILT = False
 
 
 def lstm(projected: Tensor, weight: Tensor, start: Tensor, counts: list[int]) -> Tensor:

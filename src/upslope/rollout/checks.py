@@ -14,20 +14,18 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
+from upslope.built import BUILT
 from upslope.errors import EnvironmentFault
 from upslope.policies.layout import Layout, Part
 from upslope.policies.legal import MaskLayout
 
-try:
+if BUILT:
     from upslope import _native
-
-    BUILT = True
-except ImportError:  # installed where there was no C++ compiler
-    BUILT = False
 
 Array = np.ndarray
 SLACK = 1e-4  # how far beyond a bound rounding may take a number, in shares of the bound
 FLOAT32 = np.dtype(np.float32)
+OF_SIGNALS = np.float32, bool, bool, bool  # rewards, and three kinds of end
 LEFT_BY_DESIGN = frozenset(
     {
         "BipedalWalker-v3",
@@ -128,21 +126,22 @@ class Checks:
 
     def signals(
         self, reward: Any, terminated: Any, truncated: Any, counted: Array
-    ) -> tuple[Array, Array, Array]:
-        """Return rewards [N] float32, 0 where `counted` [N] is False, and both kinds of end."""
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Return rewards [N] float32, and which environments terminated, and only were truncated.
+
+        All of these are 0 where `counted` [N] is False. The last is which ended, whether that
+        counts or not; None if none did.
+        """
         if BUILT:
-            own = (
-                np.empty(self.shape, FLOAT32),
-                np.empty(self.shape, bool),
-                np.empty(self.shape, bool),
-            )
-            if _native.take_signals(reward, terminated, truncated, counted, *own):
-                return own  # otherwise what follows says what is wrong
-        return (
-            self.reward(reward, counted),
-            self.flags("terminated", terminated),
-            self.flags("truncated", truncated),
-        )
+            own, first, second, ended = (np.empty(self.shape, kind) for kind in OF_SIGNALS)
+            given = reward, terminated, truncated, counted
+            count = _native.take_signals(*given, own, first, second, ended)
+            if count >= 0:
+                return own, first, second, ended if count else None
+        rewards = self.reward(reward, counted)
+        first, second = self.flags("terminated", terminated), self.flags("truncated", truncated)
+        ended = first | second
+        return rewards, first & counted, second & counted & ~first, ended if ended.any() else None
 
     def reward(self, raw: Any, counted: Array) -> Array:
         """Return rewards [N] float32, 0 where `counted` [N] is False."""

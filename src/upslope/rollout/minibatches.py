@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    from upslope import _native
+from upslope.built import BUILT
 
-    BUILT = True
-except ImportError:  # installed where there was no C++ compiler
-    BUILT = False
+if BUILT:
+    from upslope import _native
 
 ONE_WORD = (2**32 - 1) // 20  # rows; for more, torch takes two words of randomness for each
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from upslope import returns
+from upslope.built import BUILT
 from upslope.errors import check_range
-from upslope.rollout.minibatches import BUILT, Minibatches
+from upslope.rollout.minibatches import Minibatches
 
 if BUILT:
     from upslope import _native

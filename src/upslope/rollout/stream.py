@@ -148,7 +148,7 @@ class Stream:
         raw, info = self._call(self._env.reset, seed=self._checks.seed)
         self.observation = self._checks.observation(raw)
         self._masks.begin(info)
-        self.acting, self._all_acting, self.running = self._all, True, True
+        self.acting, self.running = self._all, True
         return self.observation
 
     def step(self, action: Any) -> Step:
@@ -165,19 +165,14 @@ class Stream:
         if not self._declared:
             self._check_assumption(raw_reward, valid, info)
         after = next_observation = self._checks.observation(raw)
-        reward, terminated, truncated = self._checks.signals(
+        reward, terminated, truncated, ended = self._checks.signals(
             raw_reward, raw_terminated, raw_truncated, valid
         )
-        ended = terminated | truncated
-        if not self._all_acting:
-            terminated &= valid
-            truncated &= valid
-        self.acting, self._all_acting = self._all, True
+        self.acting = self._all
         again: tuple[Array, dict[str, Any]] | None = None
-        if ended.any():
-            truncated &= ~terminated
+        if ended is not None:
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-                self.acting, self._all_acting = ~ended, False
+                self.acting = ~ended
             elif self.autoreset_mode is AutoresetMode.SAME_STEP:
                 next_observation = self._final_observation(after, ended, info)
             else:
@@ -219,7 +214,6 @@ class Stream:
         mask = state.get("action_mask")
         self._masks.current = None if mask is None else np.array(mask, bool)
         self.acting = np.array(state["acting"], bool)
-        self._all_acting = bool(self.acting.all())
         self._checks.steps, self._checks.total_steps = (int(count) for count in state["steps"])
         self._unused, self.running = False, True
 
