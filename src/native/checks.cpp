@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "binding.hpp"
@@ -34,6 +35,12 @@ class Lent {
     return lent_ && row.lent_ && view_.ndim == row.view_.ndim + 1 && view_.shape[0] == n &&
            std::memcmp(view_.shape + 1, row.view_.shape, row.view_.ndim * sizeof(Py_ssize_t)) == 0;
   }
+  bool like(const Lent& other, Py_ssize_t n, Py_ssize_t others) const {  // of its type and shape, but for n rows, not others'
+    if (!lent_ || !other.lent_ || view_.ndim < 1 || view_.ndim != other.view_.ndim) return false;
+    return view_.shape[0] == n && other.view_.shape[0] == others && std::strcmp(view_.format, other.view_.format) == 0 &&
+           std::memcmp(view_.shape + 1, other.view_.shape + 1, (view_.ndim - 1) * sizeof(Py_ssize_t)) == 0;
+  }
+  Py_ssize_t bytes() const { return view_.len; }
   template <class T>
   T* data() const {
     return static_cast<T*>(view_.buf);
@@ -105,6 +112,31 @@ Py_ssize_t take_signals(nb::handle reward, nb::handle terminated, nb::handle tru
   return found;
 }
 
+// Copies what was given by the environments numbered in `rows` [n], each of `parts` [n, ...], to their places in each of
+// `wholes` [N, ...], and notes it in `given` [N]. Changes nothing and returns false where one is noted already, or where an
+// array is not of int32 numbers below N, or not side by side in memory, or not like its whole.
+bool place(nb::handle given, nb::handle rows, const nb::list& parts, const nb::list& wholes) {
+  const Lent noted(given, true), where(rows);
+  const Py_ssize_t n = where.size(), all = noted.size();
+  if (!noted.of('?') || !where.of('i') || n < 1 || parts.size() != wholes.size()) return false;
+  const int32_t* row = where.data<int32_t>();
+  bool* there = noted.data<bool>();
+  for (Py_ssize_t i = 0; i < n; ++i)
+    if (row[i] < 0 || row[i] >= all || there[row[i]]) return false;
+  std::vector<std::unique_ptr<Lent>> from, to;
+  for (size_t k = 0; k < parts.size(); ++k) {
+    from.push_back(std::make_unique<Lent>(parts[k])), to.push_back(std::make_unique<Lent>(wholes[k], true));
+    if (!to.back()->like(*from.back(), all, n)) return false;
+  }
+  for (size_t k = 0; k < from.size(); ++k) {
+    const Py_ssize_t bytes = from[k]->bytes() / n;
+    for (Py_ssize_t i = 0; i < n; ++i)
+      std::memcpy(to[k]->data<char>() + row[i] * bytes, from[k]->data<char>() + i * bytes, bytes);
+  }
+  for (Py_ssize_t i = 0; i < n; ++i) there[row[i]] = true;
+  return true;
+}
+
 // Puts float32 numbers x [n, ...] into `out`, each within the bounds of its place, [...]; false where they are of another
 // type or shape. NaN stays.
 bool clip(nb::handle x, nb::handle low, nb::handle high, nb::handle out) {
@@ -129,6 +161,7 @@ void bind_checks(nb::module_& m) {
   m.def("inside", &inside, "x"_a, "n"_a, "low"_a, "high"_a);
   m.def("take_signals", &take_signals, "reward"_a, "terminated"_a, "truncated"_a, "counted"_a, "own_reward"_a,
         "own_terminated"_a, "own_truncated"_a, "own_ended"_a);
+  m.def("place", &place, "given"_a, "rows"_a, "parts"_a, "wholes"_a);
   m.def("clip", &clip, "x"_a, "low"_a, "high"_a, "out"_a);
 }
 

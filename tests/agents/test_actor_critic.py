@@ -288,5 +288,5 @@ def test_any_environment_without_its_time_limit_goes_on():
     env = partial(us.envs.Continuing, gymnasium.make("Pendulum-v1"))
     agent = us.ActorCritic(env, n_envs=1, n_steps=32, setting="average", gae_lambda=0.9)
     agent.learn(300)
-    assert agent.collector.episodes == 0
+    assert agent.collector.episodes.ended == 0
     assert agent.average_reward < -0.1

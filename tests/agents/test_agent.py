@@ -161,9 +161,9 @@ def test_what_it_can_be_made_on(kind):
 
 def test_environments_are_made_with_env_kwargs():
     agent = us.PPO(Chain, env_kwargs={"limit": 2}, **SMALL).learn(64)
-    assert agent.collector.summary()["episode_length"] == 2
+    assert agent.collector.episodes.summary()["episode_length"] == 2
     agent = us.PPO("CartPole-v1", env_kwargs={"max_episode_steps": 3}, **SMALL).learn(64)
-    assert agent.collector.summary()["episode_length"] == 3
+    assert agent.collector.episodes.summary()["episode_length"] == 3
 
 
 class Own(nn.Module):
@@ -463,7 +463,7 @@ def test_a_factory_is_called_again_with_its_env_kwargs(tmp_path):
     agent.save(tmp_path / "agent")
     other = us.load(tmp_path / "agent", env=Chain)
     other.learn(64)
-    assert other.collector.summary()["episode_length"] == 3
+    assert other.collector.episodes.summary()["episode_length"] == 3
 
 
 def test_saving_again_replaces(tmp_path):

@@ -177,7 +177,9 @@ def test_sarsa_keeps_away_from_the_cliff():
         target: us.QLearning("CliffWalking-v1", target=target, **settings).learn(40_000)
         for target in ("q_learning", "sarsa")
     }
-    online = {name: agent.collector.summary()["episode_return"] for name, agent in found.items()}
+    online = {
+        name: agent.collector.episodes.summary()["episode_return"] for name, agent in found.items()
+    }
     assert online["sarsa"] > online["q_learning"]
     assert us.evaluate_policy(found["q_learning"], "CliffWalking-v1", 1)[0] == -13
     assert us.evaluate_policy(found["sarsa"], "CliffWalking-v1", 1)[0] <= -15

@@ -28,7 +28,9 @@ FORMS = {
 def recorded(agent: us.ActorCritic, total: int) -> list:
     """Learn, and return the steps that the environments took."""
     steps, inner = [], agent.stream.step
-    agent.stream.step = lambda action: steps.append((action.copy(), inner(action))) or steps[-1][1]
+    agent.stream.step = lambda action, ahead: (
+        steps.append((action.copy(), inner(action, ahead))) or steps[-1][1]
+    )
     agent.learn(total)
     return steps
 

@@ -58,7 +58,7 @@ def collect(collector: Collector, policy: ActorCritic, number: int) -> dict[str,
     }
     for k, (t, cut, observation) in enumerate(rollout.cut):
         found |= {f"cut {k} at {t}": np.array(cut), f"cut {k} in": np.array(observation)}
-    return found | {"recent": np.array(collector.recent), "episodes": collector.episodes}
+    return found | {"recent": collector.episodes.last(), "episodes": collector.episodes.ended}
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -103,14 +103,14 @@ def test_a_rollout_is_a_plain_loop_over_each_environment(env_id):
                 observation, _ = env.reset()
                 total, length = 0.0, 0
         np.testing.assert_array_equal(found["last_observation"][i], observation)
-        assert collector.episode_return[i] == pytest.approx(total, rel=1e-5)
-        assert collector.episode_length[i] == length
+        assert collector.episodes.total[i] == pytest.approx(total, rel=1e-5)
+        assert collector.episodes.length[i] == length
     assert found["valid"].all()
     assert not cut  # each was one of the true last observations
     assert len(ended) >= 3 * n_envs
     expected = [(total, length) for _, _, total, length in sorted(ended)]
     np.testing.assert_allclose(found["recent"][:, :2], expected, rtol=1e-5)
-    summary = collector.summary()
+    summary = collector.episodes.summary()
     assert summary["episodes"] == len(ended)
     assert summary["episode_return"] == pytest.approx(np.mean([e[0] for e in expected]), rel=1e-5)
     assert summary["episode_length"] == pytest.approx(np.mean([e[1] for e in expected]))
@@ -136,7 +136,7 @@ def test_scores_are_those_at_the_end():
     found = collect(collector, policy, 0)
     # episode 0 ends with score 5, episode 1 with 105; both environments alike
     assert found["recent"].tolist() == [[7, 5, 5]] * 2 + [[7, 5, 105]] * 2
-    assert collector.summary()["episode_score"] == 55
+    assert collector.episodes.summary()["episode_score"] == 55
 
 
 # ---- rows that only reset ------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_rows_that_only_reset_are_not_counted(mode):
     assert np.flatnonzero(~found["valid"][:, 0]).tolist() == resets
     assert collector.rollout.n_valid == 2 * (13 - len(resets))
     assert found["recent"][:, :2].tolist() == [[7, 5]] * 4
-    assert collector.episode_length.tolist() == [13 - len(resets) - 10] * 2
+    assert collector.episodes.length.tolist() == [13 - len(resets) - 10] * 2
     assert not found["terminated"].any()
     ends = [4, 10] if mode is AutoresetMode.NEXT_STEP else [4, 9]
     assert np.flatnonzero(found["truncated"][:, 0]).tolist() == ends
@@ -167,7 +167,7 @@ def test_statistics_do_not_depend_on_the_autoreset_mode():
         collector, policy = collector_of(env, 2, steps, normalize=True)
         collect(collector, policy, 0)
         found.append(
-            collector.reward_normalizer.state_dict() | {"recent": np.array(collector.recent)}
+            collector.reward_normalizer.state_dict() | {"recent": collector.episodes.last()}
         )
     for name in ("count", "mean", "var"):
         np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-12)
@@ -205,9 +205,9 @@ def test_environments_are_made_anew_at_each_segment():
     assert first_seeds == [base, base + 1]
     assert all(seed is None for env in last for seed in env.seeds[1:])
     # an episode that a segment cut was forgotten: 12 steps hold two episodes of 5
-    assert collector.episodes == 2 * 2 * 2 + 2
-    assert {length for _, length, _ in collector.recent} == {5}
-    assert {total for total, _, _ in collector.recent} <= {7, 8}
+    assert collector.episodes.ended == 2 * 2 * 2 + 2
+    assert {length for _, length, _ in collector.episodes.recent} == {5}
+    assert {total for total, _, _ in collector.episodes.recent} <= {7, 8}
 
 
 def test_the_discounted_return_begins_anew_with_a_segment():
@@ -304,7 +304,7 @@ def test_given_environments_begin_a_new_segment():
     found = collect(other, policy, 1)
     assert other.segment == 1
     assert found["observation"][0, 0, 1] == 0  # the first step of an episode
-    assert other.episodes == 4
+    assert other.episodes.ended == 4
 
 
 class Unseeded(Chain):

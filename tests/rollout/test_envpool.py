@@ -185,7 +185,7 @@ def test_gae_is_that_of_a_double_loop_over_the_recorded_stream(env, kwargs, monk
     steps: list[Step] = []
     step_of = collector.stream.step
     monkeypatch.setattr(
-        collector.stream, "step", lambda action: steps.append(step_of(action)) or steps[-1]
+        collector.stream, "step", lambda *given: steps.append(step_of(*given)) or steps[-1]
     )
     rollout = collector.collect(policy, generator(SEED, "act", 0))
     evaluate_values(policy, rollout)

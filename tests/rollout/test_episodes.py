@@ -41,8 +41,8 @@ def test_each_column_is_one_episode_and_nothing_else(mode):
         assert rollout.reward[:, n].tolist() == expected
     assert rollout.n_valid == 11
     collector = agent.collector
-    assert sorted(length for _, length, _ in collector.recent) == [1, 3, 7]
-    assert collector.episodes == 3
+    assert sorted(length for _, length, _ in collector.episodes.recent) == [1, 3, 7]
+    assert collector.episodes.ended == 3
     # s_0 and each s_t that an action was chosen on: what idles is in no statistic
     assert collector.observation_normalizer.moments.count == 11
     assert sorted(t for t, _, _ in rollout.cut) == [0, 2, 6]

@@ -118,8 +118,8 @@ def test_learning_is_that_from_arrays(name, agent, engine):
     assert torch.equal(tensors.engine.flat.value, arrays.engine.flat.value)
     assert tensors.num_timesteps == arrays.num_timesteps
     np.testing.assert_equal(metrics, expected)
-    assert tensors.collector.episodes > 0
-    assert tensors.collector.recent[-1][:2] == arrays.collector.recent[-1][:2]
+    assert tensors.collector.episodes.ended > 0
+    assert tensors.collector.episodes.recent[-1][:2] == arrays.collector.episodes.recent[-1][:2]
 
 
 def test_observations_and_actions_are_kept_as_tensors():

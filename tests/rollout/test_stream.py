@@ -11,8 +11,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from tests.rollout.chain import Chain, Faulty, Scripted
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
+from upslope.rollout.autoreset import final_info
 from upslope.rollout.make import make_stream
-from upslope.rollout.stream import Stream, final_info
+from upslope.rollout.stream import Stream
 from upslope.rollout.workers import close_environments
 
 YES, NO = np.array([True, True]), np.array([False, False])

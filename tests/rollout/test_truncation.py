@@ -17,9 +17,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from tests.rollout.chain import Chain, chain_value
 from upslope.returns import gae
+from upslope.rollout.autoreset import final_info
 from upslope.rollout.make import make_stream
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
-from upslope.rollout.stream import Step, final_info
+from upslope.rollout.stream import Step
 from upslope.rollout.workers import close_environments
 
 STEPS = 37

@@ -205,7 +205,7 @@ class Agent(Generic[Config]):
             metrics = self.update(rollout) if rollout.n_valid else {}
         self.num_timesteps += rollout.n_valid
         self.iteration += 1
-        return self.collector.summary() | metrics
+        return self.collector.episodes.summary() | metrics
 
     def evaluate(
         self,

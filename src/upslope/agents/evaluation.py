@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from upslope.errors import ArgumentError, Interrupted
+from upslope.rollout.autoreset import final_info
 from upslope.rollout.make import make_stream
-from upslope.rollout.stream import final_info
 
 AT_ONCE = 100
 

@@ -53,23 +53,24 @@ class NativeRows:
         self.values, self.acting = threads > 1 and worth > 0, min(threads, max(worth, 1))
         return self
 
-    def act(self, t: int, mask: np.ndarray | None) -> None:
-        """Draw actions into row t, with the numbers that torch would draw."""
+    def act(self, t: int, mask: np.ndarray | None, part: slice | None = None) -> None:
+        """Draw actions into row t, or a part of it, with the numbers that torch would draw."""
         ahead = t % AHEAD
-        if ahead == 0:
+        if ahead == 0 and (part is None or part.start == 0):
             for noise in self.noise:
                 draw(noise, self.choices, self.generator)
-        noise, action = self.drawn[ahead], self.action[t]
+        row = self.drawn[ahead], self.action[t], self.observation[t], self.log_prob[t]
+        noise, action, observation, log_prob = row if part is None else (x[part] for x in row)
         self.network.act(
             self.parameters,
-            self.observation[t],
+            observation,
             uniform=noise if self.choices else None,
             normal=None if self.choices else noise,
             mask=mask,
             choice=action if self.choices else None,
             action=None if self.choices else action,
-            log_prob=self.log_prob[t],
-            threads=self.acting,
+            log_prob=log_prob,
+            threads=self.acting if part is None else 1,  # the other half is on the others
         )
 
     def begin_value(self, t: int) -> bool:

@@ -25,8 +25,11 @@ Acting = Callable[[int, "np.ndarray | None", Tensor], Tensor]
 class Rows(Protocol):
     """Fills the rows of one rollout, from the first on, each from its observations."""
 
-    def act(self, t: int, mask: np.ndarray | None) -> None:
-        """Draw actions into row t, with their log-probabilities; `mask` [N, columns] as known."""
+    def act(self, t: int, mask: np.ndarray | None, part: slice | None = None) -> None:
+        """Draw actions into row t, with their log-probabilities; `mask` [N, columns] as known.
+
+        Or only of one part of the environments: those of lower numbers first.
+        """
 
     def begin_value(self, t: int) -> bool:
         """Begin to put v(s) into row t while the caller does something else; False: not done.
@@ -58,14 +61,27 @@ def begin_acting(
     draws: torch.Generator,
     *,
     valuing: bool,
-) -> Acting:
-    """Begin a rollout under `act`; `valuing` lets an engine find values meanwhile, if it can."""
+) -> tuple[Acting, Rows | None]:
+    """Begin a rollout under `act`; returns what acts, and the rows it acts on in place, if it does.
+
+    `valuing` lets an engine find values meanwhile, if it can.
+    """
     policy.head.explore(draws, rollout.n_envs)
     rows = None if engine is None or act != engine.act else engine.rows(rollout, draws)
     rollout.valued = valuing and rows is not None
     if rows is not None:
-        return partial(_in_place, rollout, rows)
-    return partial(_copying, rollout, next(policy.parameters()).device, act, draws)
+        return partial(_in_place, rollout, rows), rows
+    return partial(_copying, rollout, next(policy.parameters()).device, act, draws), None
+
+
+def act_ahead(
+    policy: ActorCritic, rollout: Rollout, rows: Rows, t: int, half: slice, observation: np.ndarray
+) -> np.ndarray:
+    """Act on the observations of one half in row t; returns the actions for the environments."""
+    rollout.observation[t, half] = observation
+    rows.act(t, None, half)
+    action: np.ndarray = policy.head.to_environment(rollout.action[t, half])
+    return action
 
 
 def _in_place(

@@ -61,13 +61,24 @@ class Checks:
         """Steps since the last reset."""
         self.total_steps = 0
 
-    def observation(self, raw: Any, name: str = "observation", rows: Array | None = None) -> Array:
-        """Return observations of all environments, or of those numbered in `rows`: [n, ...]."""
+    def observation(
+        self,
+        raw: Any,
+        name: str = "observation",
+        rows: Array | None = None,
+        *,
+        owned: bool = False,
+    ) -> Array:
+        """Return observations of all environments, or of those numbered in `rows`: [n, ...].
+
+        Copied, unless they are `owned`: arrays that nobody writes into later.
+        """
         n = self.n_envs if rows is None else len(rows)
         if not self.layout.nested:
-            return self._part(
-                self.layout.parts[0], self.bounds[0], self.limits[0], raw, name, rows, n
-            )
+            part, bounds, limits = self.layout.parts[0], self.bounds[0], self.limits[0]
+            if owned and limits is not None and _native.inside(raw, n, *limits):
+                return raw
+            return self._part(part, bounds, limits, raw, name, rows, n)
         try:
             values = list(self.layout.values(raw))
         except (KeyError, IndexError, TypeError) as error:

@@ -9,8 +9,7 @@ and then there are no segments.
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,20 +18,24 @@ from torch import Tensor
 
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic
-from upslope.rollout.acting import Act, Acting, RowEngine, begin_acting
+from upslope.rollout.acting import Act, Acting, RowEngine, Rows, act_ahead, begin_acting
+from upslope.rollout.autoreset import final_info
 from upslope.rollout.buffer import Rollout
+from upslope.rollout.counting import RECENT, Episodes
+from upslope.rollout.halves import Ahead
 from upslope.rollout.masks import KEY, final_mask
 from upslope.rollout.named import under, under_any
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.replay import Replay
-from upslope.rollout.stream import Step, Stream, final_info
+from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32
-
-RECENT_EPISODES = 100
 
 
 class Collector:
     """Everything about the experience that evolves: environments, normalisers, episode counts."""
+
+    takes_halves = True
+    """Whether one half of the environments may be a step ahead of the other."""
 
     def __init__(
         self,
@@ -61,11 +64,8 @@ class Collector:
         self.segment, self.segment_steps = -1, 0
         self.actions: list[np.ndarray] = []
         self.observation = rollout.last_observation.copy()
-        self.episodes, self.episode_return = 0, np.zeros(stream.n_envs)
-        self.episode_length = np.zeros(stream.n_envs, np.int64)
+        self.episodes = Episodes(stream.n_envs)
         self._saved: dict[str, Any] | None = None  # what is to be restored at the next step
-        # (return, length in steps, score or NaN) of the episodes that ended last
-        self.recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_EPISODES)
 
     def collect(
         self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
@@ -81,9 +81,10 @@ class Collector:
         elif saved is not None:
             self._restore_environments(policy, saved)
         with torch.inference_mode():
-            acts = self._begin_acting(policy, act, generator)
+            acts, rows = self._begin_acting(policy, act, generator)
             for t in range(rollout.n_steps):
-                step, memory = self._step(t, policy, acts)
+                ahead = self._ahead(t + 1, policy, rows)
+                step, memory = self._step(t, policy, acts, ahead)
                 self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
@@ -99,17 +100,30 @@ class Collector:
             self.replay.add(rollout, self.segment)
         return rollout
 
-    def _begin_acting(self, policy: ActorCritic, act: Act | None, draws: torch.Generator) -> Acting:
+    def _begin_acting(
+        self, policy: ActorCritic, act: Act | None, draws: torch.Generator
+    ) -> tuple[Acting, Rows | None]:
         act = self.behaviour or act or policy.act
         self.rollout.begin(self.memory)
         return begin_acting(self.rollout, policy, act, self.engine, draws, valuing=self.valuing)
 
-    def _step(self, t: int, policy: ActorCritic, acts: Acting) -> tuple[Step, Tensor]:
+    def _step(
+        self, t: int, policy: ActorCritic, acts: Acting, ahead: Ahead | None = None
+    ) -> tuple[Step, Tensor]:
         """Act on the current observations, into row t of the rollout; returns what came of it."""
-        rollout = self.rollout
-        rollout.observation[t] = self.observation
-        memory = acts(t, self._recorded_mask(t), self.memory)
-        return self.stream.step(policy.head.to_environment(rollout.action[t])), memory
+        rollout, memory = self.rollout, self.memory
+        action = rollout.action[t]
+        if not self.stream.begun:
+            rollout.observation[t] = self.observation
+            memory = acts(t, self._recorded_mask(t), memory)
+            action = policy.head.to_environment(action)
+        return self.stream.step(action, ahead), memory
+
+    def _ahead(self, t: int, policy: ActorCritic, rows: Rows | None) -> Ahead | None:
+        """Return what acts on each half of row t as soon as it is there; None where none does."""
+        if self.stream.halves is None or rows is None or t == self.rollout.n_steps:
+            return None
+        return partial(act_ahead, policy, self.rollout, rows, t)
 
     def _recorded_mask(self, t: int) -> np.ndarray | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
@@ -135,8 +149,7 @@ class Collector:
         rollout = self.rollout
         rollout.terminated[t], rollout.truncated[t] = step.terminated, step.truncated
         rollout.valid[t] = step.valid
-        self.episode_return += step.reward
-        self.episode_length += step.valid
+        self.episodes.add(step.reward, step.valid)
         ended = step.terminated | step.truncated
         if self.reward_normalizer is None:
             rollout.reward[t] = step.reward
@@ -148,8 +161,9 @@ class Collector:
             told = final_info(step.info, KEY)
             rollout.cut_mask.append(final_mask(told, cut, rollout.action_mask))
         if ended.any():
-            self._count_episodes(np.flatnonzero(ended), step)
-        self._see(self.stream.observation, acting)
+            self.episodes.end(np.flatnonzero(ended), final_info(step.info, "score"))
+        if not self.stream.begun:  # or it was seen, and acted on, half by half
+            self._see(self.stream.observation, acting)
 
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...] as the policy sees them; changes no statistics."""
@@ -162,15 +176,6 @@ class Collector:
         if self.observation_normalizer is not None:
             self.observation_normalizer.update(observation, acting)
         self.observation = self.prepared(observation)
-
-    def _count_episodes(self, ended: np.ndarray, step: Step) -> None:
-        score = final_info(step.info, "score")
-        scores = np.full(len(ended), np.nan) if score is None else score[ended]
-        returns, lengths = self.episode_return[ended], self.episode_length[ended]
-        self.recent.extend(zip(returns.tolist(), lengths.tolist(), scores.tolist(), strict=True))
-        self.episodes += len(ended)
-        self.episode_return[ended] = 0
-        self.episode_length[ended] = 0
 
     # -- segments and resuming -----------------------------------------------------------------
 
@@ -188,18 +193,25 @@ class Collector:
         self.segment, self.segment_steps = number, 0
         self.actions.clear()
         self.memory = torch.zeros_like(self.memory)
-        self.episode_return[:] = 0
-        self.episode_length[:] = 0
+        self.episodes.begin()
         if self.reward_normalizer is not None:
             self.reward_normalizer.start()
-        self.stream.reset(derive32(self.seed, "environment", number))
+        self._reset_environments(number)
         self._see(self.stream.observation, self.stream.acting)
+
+    def _reset_environments(self, number: int) -> None:
+        """Ask for halves if an engine acts in place, and on observations that need nothing more."""
+        rows = None
+        if self.takes_halves and self.engine is not None and self.observation_normalizer is None:
+            rows = self.engine.rows(self.rollout, torch.Generator())
+        self.stream.reset(derive32(self.seed, "environment", number), in_halves=rows is not None)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything that evolves, as named arrays and as numbers for JSON."""
-        arrays = self._fixed() | {"recent": np.array(self.recent, np.float64).reshape(-1, 3)}
+        arrays = self._fixed() | {"recent": self.episodes.last()}
         arrays |= self._environments() if self._saved is None else self._saved
-        numbers = {name: getattr(self, name) for name in ("segment", "segment_steps", "episodes")}
+        numbers = {"segment": self.segment, "segment_steps": self.segment_steps}
+        numbers["episodes"] = self.episodes.ended
         if self.replay is not None:
             kept, counted = self.replay.state()
             arrays |= {f"transitions/{name}": array for name, array in kept.items()}
@@ -210,8 +222,7 @@ class Collector:
         """Return the arrays whose shapes the settings decide."""
         arrays: dict[str, Any] = {
             "observation": self.observation,
-            "episode_return": self.episode_return,
-            "episode_length": self.episode_length,
+            **self.episodes.arrays(),
         }
         if self.rollout.recurrent:
             arrays["memory"] = self.memory.numpy()
@@ -222,7 +233,7 @@ class Collector:
     def expected(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Return what `state` must hold with these numbers: arrays of its shapes and dtypes."""
         n_envs, layout = self.stream.n_envs, self.stream.layout
-        episodes = min(max(numbers.get("episodes", 0), 0), RECENT_EPISODES)
+        episodes = min(max(numbers.get("episodes", 0), 0), RECENT)
         arrays = self._fixed() | {"recent": np.zeros((episodes, 3))}
         if self.replay is not None:
             kept = self.replay.expected(under("transitions_", numbers))
@@ -244,15 +255,11 @@ class Collector:
 
     def load_state(self, arrays: dict[str, Any], numbers: dict[str, Any]) -> None:
         """Take up a saved state. The environments follow when they are first needed."""
-        for name in ("segment", "segment_steps", "episodes"):
-            setattr(self, name, numbers[name])
+        self.segment, self.segment_steps = numbers["segment"], numbers["segment_steps"]
         self.observation = arrays["observation"].copy()
         if self.rollout.recurrent:
             self.memory = torch.tensor(arrays["memory"])
-        self.episode_return = arrays["episode_return"].copy()
-        self.episode_length = arrays["episode_length"].copy()
-        self.recent.clear()
-        self.recent.extend(tuple(row) for row in arrays["recent"].tolist())
+        self.episodes.load(numbers["episodes"], arrays)
         for prefix, normalizer in self._normalizers().items():
             normalizer.load_state_dict(under(prefix, arrays))
         if self.replay is not None:
@@ -282,7 +289,7 @@ class Collector:
 
         Raises CheckpointError when replaying does not give the observation that was saved.
         """
-        self.stream.reset(derive32(self.seed, "environment", self.segment))
+        self._reset_environments(self.segment)
         if self.stream.saves_state:
             self.stream.set_state(under("environment/", saved))
             return
@@ -296,16 +303,3 @@ class Collector:
                 "this run cannot be continued exactly"
             )
         self.actions = [actions.copy()]
-
-    # -- what is told of it --------------------------------------------------------------------
-
-    def summary(self) -> dict[str, float]:
-        """Return the means over the last 100 episodes: return, length in steps, score if any."""
-        found = {"episodes": float(self.episodes)}
-        if self.recent:
-            count, columns = len(self.recent), zip(*self.recent, strict=True)
-            mean_return, length, score = (math.fsum(column) / count for column in columns)
-            found |= {"episode_return": mean_return, "episode_length": length}
-            if not math.isnan(score):
-                found["episode_score"] = score
-        return found

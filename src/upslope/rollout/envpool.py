@@ -11,7 +11,8 @@ does otherwise than Gymnasium is put right here:
                 can end an episode and not the game, which an explicit reset would
     spaces      bounds that it does not know are none, and actions are float32 as in Gymnasium
 
-An environment gives the same stream for a seed with any number of threads, bit for bit. There are
+Environments that the stream never resets, or all at once, can be in halves (halves.py). One gives
+the same stream for a seed, bit for bit, in halves or not, and with any number of threads. There are
 as many threads as cores that this process may use, at most one per environment;
 `env_kwargs={"num_threads": 1}` sets another number.
 """
@@ -34,6 +35,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from upslope.errors import ArgumentError, suggest
+from upslope.rollout.halves import Halves
 
 EQUAL = frozenset(
     {
@@ -61,6 +63,9 @@ Step by step from equal states, except LunarLander, BipedalWalker, Ant and Human
 their distributions under random actions). Not so is Pendulum-v1: at the highest speed EnvPool turns
 it by the speed before it is limited. Every other id was not compared.
 """
+
+TIMED = frozenset({"HalfCheetah-v5", "Reacher-v5", "Swimmer-v5"})
+"""Ids of EQUAL whose episodes end by the time limit alone: those that began together, together."""
 
 RESERVED = (
     *("num_envs", "batch_size", "max_num_players", "base_path", "seed", "env_seed"),
@@ -105,10 +110,13 @@ class EnvPoolVectorEnv(VectorEnv):
                 f"env={env_id!r} is not an environment that EnvPool knows{suggest(env_id, ids())}"
             )
         self._id, self.num_envs = env_id, num_envs
+        self._ids = np.arange(num_envs, dtype=np.int32)
         self.spec = gymnasium.registry.get(env_id)
         mode = AutoresetMode.DISABLED if env_id in EQUAL else AutoresetMode.NEXT_STEP
         self.metadata = {**self.metadata, "autoreset_mode": mode}
         self._pool: Any = None
+        self._halve = False
+        self.in_halves: Halves | None = None
         self._limit = NO_LIMIT
         self._kwargs = self._checked(kwargs)
         observation_space, action_space, limit = self._described()
@@ -121,24 +129,33 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    ) -> tuple[Any, Any]:
         """Begin anew, in a new pool if there is a seed; or only where `options["reset_mask"]` says.
 
         The rows of other environments are then 0.
         """
         mask = (options or {}).get("reset_mask")
+        if mask is None and (seed is not None or self._pool is None):
+            self._make_pool(seed)
+        if self.in_halves is not None:
+            if mask is not None and not np.all(mask):
+                raise ArgumentError("reset_mask takes all environments where they are in halves")
+            return self.in_halves.reset()
         if mask is None:
-            if seed is not None or self._pool is None:
-                self._make_pool(seed)
             observation, info = self._pool.reset()
             return observation, info
         rows = np.flatnonzero(mask).astype(np.int32)
         part, info = self._pool.reset(rows)
         return _scattered(part, rows, self.num_envs), info
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
         """Step every environment; under DISABLED, one that ended must be reset first."""
-        observation, reward, terminated, truncated, info = self._pool.step(actions)
+        if self.in_halves is None:
+            observation, reward, terminated, truncated, info = self._pool.step(
+                self._packed(actions, self._ids)
+            )
+        else:
+            observation, reward, terminated, truncated, info = self.in_halves.step(actions)
         return (
             observation,
             reward,
@@ -147,22 +164,34 @@ class EnvPoolVectorEnv(VectorEnv):
             info,
         )
 
+    def halve(self) -> None:
+        """Be in halves from the next pool on, if that can be."""
+        alone = self._id in EQUAL - TIMED  # environments that are reset one by one
+        self._halve = self.num_envs % 2 == 0 and cores() > 1 and not alone
+
     def close_extras(self, **kwargs: Any) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.close()
-        self._pool = None
+        self._pool = self.in_halves = None
 
     def _make_pool(self, seed: int | None) -> None:
         self.close_extras()
         if seed is None:
             seed = int(np.random.default_rng().integers(NO_LIMIT))
         seed %= 2**31 - self.num_envs  # environment i gets the seed + i, which takes 31 bits
+        sizes = {"num_envs": self.num_envs, "batch_size": self.num_envs // (1 + self._halve)}
         with _quiet():
-            self._pool = self._envpool.make_gymnasium(
-                self._id, num_envs=self.num_envs, seed=seed, **self._kwargs
-            )
+            self._pool = self._envpool.make_gymnasium(self._id, seed=seed, **sizes, **self._kwargs)
             _ = self._pool.observation_space  # made when it is first read
+        *_, self._action = self._pool.spec.action_array_spec.items()
+        if self._halve:
+            self.in_halves = Halves(self._pool, self._packed, self.num_envs, self._limit)
+
+    def _packed(self, actions: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the actions of some environments with all that EnvPool would look up each time."""
+        name, spec = self._action
+        return {"env_id": ids, "players.env_id": ids, name: np.asarray(actions, spec.dtype, "C")}
 
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a pool; raises ArgumentError for a wrong one."""

@@ -35,6 +35,8 @@ from upslope.rollout.stream import Step
 class EpisodeCollector(Collector):
     """Fills a rollout with one episode of each environment, which are made anew each time."""
 
+    takes_halves = False
+
     def collect(
         self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
     ) -> Rollout:
@@ -47,7 +49,7 @@ class EpisodeCollector(Collector):
         self._begin_segment(self.segment + 1)
         playing, t = self.stream.acting, -1
         with torch.inference_mode():
-            acts = self._begin_acting(policy, act, generator)
+            acts, _ = self._begin_acting(policy, act, generator)
             while playing.any():
                 t += 1
                 step, memory = self._step(t, policy, acts)

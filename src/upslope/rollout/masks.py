@@ -5,7 +5,7 @@ Either is told with an observation, and is about the action that follows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,14 @@ class MaskSource:
         self._checks, self._layout = checks, checks.masks
         self.current: Array | None = None
 
-    def begin(self, info: dict[str, Any]) -> None:
+    def begin(self, info: Mapping[str, Any]) -> None:
         """Read the masks of the first observations."""
         self.current = None
         if self._layout.columns and (self._ask is not None or KEY in info):
             self.update(info, np.ones(self._checks.n_envs, bool))
 
     def follow(
-        self, info: dict[str, Any], acting: Array, again: tuple[Array, dict[str, Any]] | None
+        self, info: Mapping[str, Any], acting: Array, again: tuple[Array, Mapping[str, Any]] | None
     ) -> None:
         """Read the masks after a step; `again` is (which [N], their info) of a reset after it."""
         if self.current is not None:
@@ -44,9 +44,9 @@ class MaskSource:
 
     def update(
         self,
-        info: dict[str, Any],
+        info: Mapping[str, Any],
         acting: Array,
-        again: tuple[Array, dict[str, Any]] | None = None,
+        again: tuple[Array, Mapping[str, Any]] | None = None,
     ) -> None:
         """Make `current` what the environments say now, checked."""
         told: Any = None if self._ask is None else self._ask()
@@ -67,7 +67,7 @@ class MaskSource:
 
         self.current = self._checks.action_mask(found, acting)
 
-    def _from_info(self, info: dict[str, Any]) -> tuple[Array, Array]:
+    def _from_info(self, info: Mapping[str, Any]) -> tuple[Array, Array]:
         n = self._checks.n_envs
         if KEY not in info:
             return np.ones((n, self._layout.columns), bool), np.zeros(n, bool)

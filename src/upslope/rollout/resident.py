@@ -27,6 +27,7 @@ from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.acting import Act
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
+from upslope.rollout.halves import Ahead
 from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32
 
@@ -65,7 +66,9 @@ class ResidentStream(Stream):
         if isinstance(action, spaces.Box):
             self._bounds = [torch.as_tensor(b, device=device) for b in (action.low, action.high)]
 
-    def reset(self, seed: int | None = None) -> Tensor:  # type: ignore[override]
+    def reset(  # type: ignore[override]
+        self, seed: int | None = None, *, in_halves: bool = False
+    ) -> Tensor:
         """Begin anew with `seed`; returns s_0 [N, ...]."""
         self._checks.seed, self._checks.steps = seed, 0
         raw, _ = self._call(self._env.reset, seed=seed)
@@ -74,7 +77,7 @@ class ResidentStream(Stream):
         self.running = True
         return self.observation
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any, ahead: Ahead | None = None) -> Step:
         """Take one action, given as an array; what it meant comes as arrays: for evaluation."""
         before, sent = self.seen, self._checked_action(action)
         found = self._advance(torch.as_tensor(sent, device=self.device))
@@ -207,21 +210,11 @@ class ResidentCollector(Collector):
 
     def _begin_segment(self, number: int) -> None:
         self.segment, self.segment_steps = number, 0
-        self.episode_return[:] = 0
-        self.episode_length[:] = 0
+        self.episodes.begin()
         self.stream.reset(derive32(self.seed, "environment", number))
 
     def _count(self, rollout: Rollout) -> None:
         """Put the rewards and ends of a rollout into the statistics of episodes."""
         for t in range(rollout.n_steps):
-            self.episode_return += rollout.reward[t]
-            self.episode_length += rollout.valid[t]
-            ended = np.flatnonzero(rollout.terminated[t] | rollout.truncated[t])
-            lengths = self.episode_length[ended].tolist()
-            unknown = [float("nan")] * len(ended)
-            self.recent.extend(
-                zip(self.episode_return[ended].tolist(), lengths, unknown, strict=True)
-            )
-            self.episodes += len(ended)
-            self.episode_return[ended] = 0
-            self.episode_length[ended] = 0
+            self.episodes.add(rollout.reward[t], rollout.valid[t])
+            self.episodes.end(np.flatnonzero(rollout.terminated[t] | rollout.truncated[t]))

@@ -14,8 +14,7 @@ end. Gymnasium's three autoreset modes (farama.org/Vector-Autoreset-Mode) differ
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -26,7 +25,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from upslope.errors import ArgumentError, EnvironmentFault, ShapeError
 from upslope.policies.layout import Layout
 from upslope.policies.legal import MaskLayout
+from upslope.rollout.autoreset import autoreset_mode
 from upslope.rollout.checks import Checks, id_of
+from upslope.rollout.halves import Ahead, Halves
 from upslope.rollout.masks import MaskSource
 from upslope.rollout.raised import misfit_of, note_of
 from upslope.rollout.workers import close_environments
@@ -51,8 +52,8 @@ class Step(NamedTuple):
     """[N] bool: cut, so that s_{t+1} is worth V(s_{t+1}). Never together with terminated."""
     valid: Array
     """[N] bool: False where the environment was only reset, which is no step of any episode."""
-    info: dict[str, Any]
-    """What the environments say besides; `final_info` reads it at an end."""
+    info: Mapping[str, Any]
+    """What the environments say besides; `autoreset.final_info` reads it at an end."""
 
 
 class Stream:
@@ -87,15 +88,20 @@ class Stream:
         self._unused = make is not None  # made, and not yet reset or stepped
         self.running = False
         """Whether it was reset, and not closed since."""
+        self.halves: Halves | None = None
+        """What steps one half of the environments ahead of the other, where that can be."""
+        self.begun = False
+        """Whether the next step is begun already."""
         self.on_all_cores = backend in ("envpool", "async")
         """Whether a step is spread over threads or processes already."""
         self.n_envs = int(env.num_envs)
         self._all = np.ones(self.n_envs, bool)  # shared by the steps at which all act
         self._all.flags.writeable = False
+        self._numbers = np.arange(self.n_envs)
         self.observation_space: gymnasium.Space[Any] = env.single_observation_space
         self.action_space: gymnasium.Space[Any] = env.single_action_space
         self._action_shape = env.action_space.shape  # of all; None where it is nested
-        self.autoreset_mode, self._declared = _autoreset_mode(env)
+        self.autoreset_mode, self._declared = autoreset_mode(env)
         self.layout = Layout(self.observation_space)
         """Where the parts of an observation are in the arrays of this stream."""
         masks = MaskLayout(self.action_space)
@@ -134,8 +140,10 @@ class Stream:
         env = self._env
         return env is env.unwrapped and hasattr(env, "get_state") and hasattr(env, "set_state")
 
-    def reset(self, seed: int | None = None) -> Array:
+    def reset(self, seed: int | None = None, *, in_halves: bool = False) -> Array:
         """Begin anew with `seed`, in new environments if they can be made; returns s_0 [N, ...].
+
+        `in_halves` asks for environments that `step` can step ahead.
 
         Raises EnvironmentFault if the first observation is not what the space says.
         """
@@ -145,14 +153,21 @@ class Stream:
             self._masks = MaskSource(self._env, self._checks)
         self._unused, self._checks.steps = False, 0
         self._checks.seed = None if seed is None else int(seed)
+        if in_halves and hasattr(self._env, "halve"):
+            self._env.halve()
         raw, info = self._call(self._env.reset, seed=self._checks.seed)
         self.observation = self._checks.observation(raw)
         self._masks.begin(info)
+        self.halves, self.begun = getattr(self._env, "in_halves", None), False
         self.acting, self.running = self._all, True
         return self.observation
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any, ahead: Ahead | None = None) -> Step:
         """Take one action [N, ...] in every environment and return what it meant.
+
+        Where environments are in halves, `ahead` returns the next actions of each, given its
+        observations: one half begins with them while the other is busy. The next step is told them
+        again, for its `action`.
 
         Raises EnvironmentFault for anything that is not finite or has the wrong shape or type. What
         an environment raises comes through as it is, with a note saying where.
@@ -160,16 +175,21 @@ class Stream:
         action = self._checked_action(action)
         self._checks.steps += 1
         self._checks.total_steps += 1
+        halves: list[Array] = []
+        if ahead is not None and self.halves is not None:
+            fresh = None if self.begun else action
+            halves = self.halves.step_ahead(fresh, self._checked_half, ahead)
         raw, raw_reward, raw_terminated, raw_truncated, info = self._call(self._env.step, action)
+        self.begun = bool(halves)
         before, valid = self.observation, self.acting
         if not self._declared:
             self._check_assumption(raw_reward, valid, info)
-        after = next_observation = self._checks.observation(raw)
+        after = next_observation = self._after(raw, halves)
         reward, terminated, truncated, ended = self._checks.signals(
             raw_reward, raw_terminated, raw_truncated, valid
         )
         self.acting = self._all
-        again: tuple[Array, dict[str, Any]] | None = None
+        again: tuple[Array, Mapping[str, Any]] | None = None
         if ended is not None:
             if self.autoreset_mode is AutoresetMode.NEXT_STEP:
                 self.acting = ~ended
@@ -236,6 +256,16 @@ class Stream:
             raise ShapeError(f"action takes shape {takes}, got {array.shape}")
         return array
 
+    def _checked_half(self, raw: Any, half: slice) -> Array:
+        return self._checks.observation(raw, rows=self._numbers[half], owned=True)
+
+    def _after(self, raw: Any, halves: list[Array]) -> Array:
+        """Return the observations of all, checked; those of halves were, each by itself."""
+        if not halves:
+            return self._checks.observation(raw)
+        whole: Any = raw if halves[0].base is raw else np.concatenate(halves)
+        return whole
+
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
@@ -246,7 +276,7 @@ class Stream:
             error.add_note(note_of(error, self._env, self._checks.when(), action))
             raise
 
-    def _final_observation(self, after: Array, ended: Array, info: dict[str, Any]) -> Array:
+    def _final_observation(self, after: Array, ended: Array, info: Mapping[str, Any]) -> Array:
         """Return `after` with the rows that ended taken from `info["final_obs"]`."""
         final, found = info.get("final_obs"), info.get("_final_obs", ended)
         missing = np.flatnonzero(ended if final is None else ended & ~np.asarray(found))
@@ -267,7 +297,7 @@ class Stream:
 
     def _reset_where(
         self, ended: Array, after: Array
-    ) -> tuple[Array, tuple[Array, dict[str, Any]]]:
+    ) -> tuple[Array, tuple[Array, Mapping[str, Any]]]:
         """Reset the environments that ended; returns `after` with their rows replaced, and which
         were reset, with what was said of them.
         """
@@ -276,39 +306,9 @@ class Stream:
         result[ended] = self._checks.observation(raw)[ended]
         return result, (ended, info)
 
-    def _check_assumption(self, reward: Any, valid: Array, info: dict[str, Any]) -> None:
+    def _check_assumption(self, reward: Any, valid: Array, info: Mapping[str, Any]) -> None:
         if "final_obs" in info or np.any(np.asarray(reward)[~valid]):
             raise EnvironmentFault(
                 "the vector environment declares no autoreset mode and was taken for NEXT_STEP, "
                 f"but does not behave so {self._checks.when()}: set metadata['autoreset_mode']"
             )
-
-
-def final_info(info: dict[str, Any], key: str) -> Array | None:
-    """Return what `info` says under `key`, [N], to be read where an episode ended; None if nothing.
-
-    Under SAME_STEP it is in `info["final_info"]`, since `info` belongs to the next episode already.
-    """
-    final = info.get("final_info")
-    if isinstance(final, dict):
-        info = final
-    value = info.get(key)
-    return None if value is None else np.asarray(value)
-
-
-def _autoreset_mode(env: VectorEnv) -> tuple[AutoresetMode, bool]:
-    """Return the mode, and whether the environment declares it."""
-    declared = (env.metadata or {}).get("autoreset_mode")
-    if declared is None:
-        warnings.warn(
-            f"{env} declares no metadata['autoreset_mode']: taken for NEXT_STEP, as Gymnasium does",
-            stacklevel=3,
-        )
-        return AutoresetMode.NEXT_STEP, False
-    try:
-        return AutoresetMode(declared), True
-    except ValueError:
-        raise ArgumentError(
-            f"env declares metadata['autoreset_mode'] = {declared!r}, which takes one of "
-            f"{[str(mode) for mode in AutoresetMode]}"
-        ) from None

@@ -143,8 +143,8 @@ def _play(env: Environment, settings: dict[str, Any], steps: int) -> Iterator[Fi
     )
     if largest >= 0:
         yield _observations(largest)
-    yield _rewards(np.concatenate(rewards), agent.collector.summary())
-    yield _ends(terminated, truncated, taken, agent.collector.summary())
+    yield _rewards(np.concatenate(rewards), agent.collector.episodes.summary())
+    yield _ends(terminated, truncated, taken, agent.collector.episodes.summary())
     yield Finding(GOOD, "autoreset", RESETS[stream.autoreset_mode])
     minutes = 1e6 / speed / 60
     yield Finding(
