@@ -5,28 +5,35 @@
 
 PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores (or as many as a case
 says), rollouts of 16,384 steps. Bare simulation steps the same environments with actions drawn
-before. In each round everyone runs once, each in a process of its own; ratios are taken round by
-round, and the median is told with the lowest and the highest. Steps per second are those of
-training alone, from one update's end to another's; reset, set-up and evaluation are not in it.
-Stable-Baselines3 has 8 environments in this process, as its users do, with as many steps in a
-rollout and the same epochs and minibatches.
+before. Everyone is a process of its own, and they take turns: all others are stopped meanwhile. A
+turn is of whole iterations, for two seconds or more, so that what the machine does besides touches
+everyone alike. Ratios are taken round by round, and the median is told with the lowest and the
+highest. Set-up and evaluation are in no turn. Stable-Baselines3 has 8 environments in its process,
+as its users do, with as many steps in a rollout and the same epochs and minibatches.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
+import mmap
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pages import folder, machine, write_section
 
-SECONDS = 6.0
+SECONDS = 2.0  # of a turn, at least
+WARM = 3  # times that steps are counted before the first turn
 STEPS = 16_384  # of a rollout
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # environment, how many, settings of PPO
     "HalfCheetah-v5, 10 epochs, minibatches of 2,048": (
@@ -52,8 +59,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # environment, how many, 
 }
 
 
-def bare(env: str, n_envs: int, _: dict[str, Any]) -> float:
-    """Return steps per second with actions that are there already."""
+Count = Callable[[int], None]
+"""Told how many steps were taken so far, at the end of each iteration."""
+
+
+def bare(env: str, n_envs: int, _: dict[str, Any], count: Count) -> None:
+    """Step with actions that are there already."""
     from upslope.rollout.envpool import EnvPoolVectorEnv
 
     vector = EnvPoolVectorEnv(env, n_envs)
@@ -66,56 +77,40 @@ def bare(env: str, n_envs: int, _: dict[str, Any]) -> float:
         else draws.integers(space.n, size=shape)
     )
     vector.reset(seed=0)
-    steps, began = 0, 0.0
-    while not began or time.perf_counter() - began < SECONDS:
+    steps = 0
+    while True:
         _, _, terminated, truncated, _ = vector.step(actions[steps % 256])
         ended = terminated | truncated
         if ended.any():
             vector.reset(options={"reset_mask": ended})
         steps += 1
-        if steps == 64:
-            began = time.perf_counter()
-    return (steps - 64) * n_envs / (time.perf_counter() - began)
+        if steps * n_envs % STEPS == 0:
+            count(steps * n_envs)
 
 
-def upslope(env: str, n_envs: int, case: dict[str, Any]) -> float:
-    """Return steps per second of training."""
+def upslope(env: str, n_envs: int, case: dict[str, Any], count: Count) -> None:
+    """Train."""
     import upslope as us
 
-    clock: list[tuple[float, int]] = []
-
-    def note(agent: us.PPO, _: dict[str, float]) -> bool:
-        clock.append((time.perf_counter(), agent.num_timesteps))
-        return clock[-1][0] - clock[0][0] < SECONDS
-
     agent = us.PPO(env, n_envs=n_envs, n_steps=STEPS // n_envs, learning_rate=3e-4, **case)
-    agent.learn(10**9, callback=note)
-    (began, first), (ended, last) = clock[1], clock[-1]
-    return (last - first) / (ended - began)
+    agent.learn(10**12, callback=lambda agent, _: count(agent.num_timesteps))
 
 
-def stable_baselines3(env: str, _: int, case: dict[str, Any]) -> float:
-    """Return steps per second of training."""
+def stable_baselines3(env: str, _: int, case: dict[str, Any], count: Count) -> None:
+    """Train."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
-
-    clock: list[tuple[float, int]] = []
 
     class Note(BaseCallback):  # type: ignore[misc]
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_start(self) -> None:
-            clock.append((time.perf_counter(), self.num_timesteps))
-            if clock[-1][0] - clock[0][0] > 2 * SECONDS and len(clock) > 2:
-                raise StopIteration
+            count(self.num_timesteps)
 
     model = PPO("MlpPolicy", make_vec_env(env, 8), n_steps=STEPS // 8, device="cpu", **case)
-    with contextlib.suppress(StopIteration):
-        model.learn(10**9, callback=Note())
-    (began, first), (ended, last) = clock[1], clock[-1]
-    return (last - first) / (ended - began)
+    model.learn(10**12, callback=Note())
 
 
 CONTESTANTS = {
@@ -123,6 +118,55 @@ CONTESTANTS = {
     "Upslope": upslope,
     "Stable-Baselines3, 8 environments": stable_baselines3,
 }
+
+
+class Contestant:
+    """A process that trains, or only simulates, while it is not stopped."""
+
+    def __init__(self, python: str, case: str, name: str, shared: Path) -> None:
+        path = shared / f"{list(CONTESTANTS).index(name)}"
+        path.write_bytes(bytes(8))
+        self.steps = counter(path)
+        command = [python, __file__, "--cases", case, "--one", name, "--count", str(path)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(WARM):
+            self.until_counted()
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop it or let it go on."""
+        os.kill(self.process.pid, number)
+
+    def until_counted(self) -> None:
+        """Wait until it has counted steps once more."""
+        before = self.steps[0]
+        while self.steps[0] == before:
+            time.sleep(0.002)
+            if self.process.poll() is not None:
+                raise SystemExit("a contestant has ended, which none should")
+
+    def turn(self) -> float:
+        """Let it go on for a turn; returns its steps per second."""
+        before, began = self.steps[0], time.perf_counter()
+        self.signal(signal.SIGCONT)
+        while time.perf_counter() - began < SECONDS:
+            self.until_counted()
+        took = time.perf_counter() - began
+        self.signal(signal.SIGSTOP)
+        return (self.steps[0] - before) / took
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def counter(path: Path) -> memoryview:
+    """Return a number that several processes share, as one of 64 bits."""
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
 
 
 def spread(found: list[float]) -> str:
@@ -142,7 +186,8 @@ def section(lines: list[str], rounds: int) -> str:
             "",
             *lines,
             "",
-            f"{rounds} rounds. Measured {datetime.date.today()}, {machine()}.",
+            f"{rounds} rounds of turns of two seconds or more; who has no turn is stopped. "
+            f"Measured {datetime.date.today()}, {machine()}.",
         ]
     )
 
@@ -151,14 +196,19 @@ def main() -> None:
     """Run all, in turn, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", help="a Python that has Stable-Baselines3")
     parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(f"sps {CONTESTANTS[told.one](*CASES[told.cases[0]]):.1f}")
-        return
+        steps = counter(told.count)
+
+        def count(number: int) -> None:
+            steps[0] = number
+
+        CONTESTANTS[told.one](*CASES[told.cases[0]], count)
     names = [name for name in CONTESTANTS if told.peers or not name.startswith("Stable")]
     lines = [
         "| | | steps per second | of bare simulation | Upslope is faster by |",
@@ -166,12 +216,18 @@ def main() -> None:
     ]
     for case in told.cases:
         found: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(told.rounds):
-            for name in names:
-                python = told.peers if name.startswith("Stable") else sys.executable
-                command = [python, __file__, "--cases", case, "--one", name]
-                out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                found[name].append(float(out.rpartition("sps ")[2]))
+        with ExitStack() as stack:
+            shared = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            pythons = [
+                told.peers if name.startswith("Stable") else sys.executable for name in names
+            ]
+            contestants = {
+                name: stack.enter_context(Contestant(python, case, name, shared))
+                for python, name in zip(pythons, names, strict=True)
+            }
+            for _ in range(told.rounds):
+                for name, contestant in contestants.items():
+                    found[name].append(contestant.turn())
         for name in names:
             rates, ours, pure = found[name], found["Upslope"], found["bare simulation"]
             share = spread([rate / top for rate, top in zip(rates, pure, strict=True)])
