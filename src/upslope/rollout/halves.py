@@ -45,11 +45,14 @@ class Halves:
 
     def reset(self) -> tuple[Any, Infos]:
         """Begin anew in all; returns what a pool's reset does."""
-        infos = Infos(self.n_envs)
+        observation, infos = None, Infos(self.n_envs)
         for half in self.halves:
-            observation, info = self.pool.reset(self.numbers[half])
-            infos.parts.append((info["env_id"], info | {"": observation}))
-        return infos[""], infos
+            part, info = self.pool.reset(self.numbers[half])
+            if observation is None:
+                observation = room(part, self.n_envs)
+            put(observation, part, info["env_id"])
+            infos.parts.append((info["env_id"], info))
+        return observation, infos
 
     def begin(self, actions: Array, half: slice) -> None:
         """Begin the next step of a half."""
