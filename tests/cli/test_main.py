@@ -137,7 +137,7 @@ begun, begun_cpu = time.perf_counter(), time.process_time()
 from upslope.cli.main import main
 from upslope.rollout.stream import Stream
 
-def first_step(stream, action):
+def first_step(stream, action, ahead):
     slow = [name for name in ("sympy", "matplotlib.pyplot", "imageio") if name in sys.modules]
     print(slow, time.perf_counter() - begun, time.process_time() - begun_cpu)
     raise SystemExit
