@@ -51,10 +51,10 @@ def failing(live: Callable[[Path], None], rng: random.Random) -> Callable[[Path]
     """Return a life whose environments raise at a random step of their stream."""
     at, step = rng.randrange(1, 400), Stream.step
 
-    def failing_step(stream: Stream, action: Any) -> Any:
+    def failing_step(stream: Stream, *given: Any) -> Any:
         if stream.total_steps == at:
             raise Fault
-        return step(stream, action)
+        return step(stream, *given)
 
     def fails(folder: Path) -> None:
         Stream.step = failing_step  # type: ignore[method-assign]
