@@ -72,6 +72,14 @@ class Pool:
         return self.seen(order), reward, order == 1, order == 2, info
 
 
+def unchecked(raw: Any, _: slice) -> Any:
+    return raw
+
+
+def called(function: Any, *args: Any) -> Any:
+    return function(*args)
+
+
 def test_results_in_any_order_come_to_their_places(monkeypatch):
     """With and without the native part, as steps ahead and as whole steps."""
     actions = np.random.default_rng(0).normal(size=(40, N))
@@ -94,7 +102,7 @@ def test_results_in_any_order_come_to_their_places(monkeypatch):
                     return actions[t + 1, half]
 
                 fresh = None if t % 13 else actions[t]
-                seen = stepper.step_ahead(fresh, lambda raw, _: raw, ahead)
+                seen = stepper.step_ahead(fresh, unchecked, ahead, called)
                 assert asked == [slice(0, 3), slice(3, 6)]
                 assert len(seen) == 2
             observation, reward, terminated, truncated, info = stepper.step(actions[t])
@@ -115,9 +123,9 @@ def test_nothing_is_begun_at_the_limit():
     stepper = Halves(pool, lambda action, rows: (action, rows), N, limit=2)
     stepper.reset()
     ones = np.ones(N)
-    assert stepper.step_ahead(ones, lambda raw, _: raw, lambda half, _: ones[half])
+    assert stepper.step_ahead(ones, unchecked, lambda half, _: ones[half], called)
     stepper.step(ones)
-    assert not stepper.step_ahead(None, lambda raw, _: raw, lambda half, _: ones[half])
+    assert not stepper.step_ahead(None, unchecked, lambda half, _: ones[half], called)
     stepper.step(ones)
     assert not pool.waiting
     stepper.reset()
@@ -159,12 +167,7 @@ def test_the_same_stream_as_without(env, kwargs):
             assert same(stepped(stream, actions, ahead=ahead), whole)
         assert not stream.begun
         assert np.array_equal(*beginnings[:2])
-        assert same(played(stream, 3, 40), stepped_again(stream, 3, actions[:40]))
-
-
-def stepped_again(stream: Stream, seed: int, actions: list[np.ndarray]) -> list[Step]:
-    stream.reset(seed)
-    return stepped(stream, actions, ahead=False)
+        assert same(played(stream, 3, 40), whole[:40])
 
 
 @needs_envpool
@@ -228,6 +231,34 @@ def test_a_fault_in_one_half_is_a_fault(monkeypatch):
             stepped(stream, actions, ahead=True)
         stream.reset(0, in_halves=True)  # what was under way is gone with its pool
         assert len(stepped(stream, actions, ahead=True)) == 3
+
+
+@needs_envpool
+@pytest.mark.parametrize(("name", "fine"), [("begin", 0), ("begin", 2), ("wait", 0)])
+def test_an_error_says_where_if_the_environments_raised_it(name, fine, monkeypatch):
+    """And nothing of them if it was the policy."""
+    with closing(make_stream("Swimmer-v5", 4)) as stream:
+        actions = drawn(stream, 3)
+
+        def broken(*given: Any) -> Any:
+            calls.append(given)
+            if len(calls) > fine:
+                raise RuntimeError("lost")
+            return call(*given)
+
+        calls: list[Any] = [None] * fine
+        stream.reset(5, in_halves=True)
+        with pytest.raises(RuntimeError, match="lost") as raised:
+            stream.step(actions[0], broken)
+        assert not hasattr(raised.value, "__notes__")
+        stream.reset(5, in_halves=True)
+        call = getattr(stream.halves, name)
+        calls.clear()
+        monkeypatch.setattr(stream.halves, name, broken)
+        with pytest.raises(RuntimeError, match="lost") as raised:
+            stepped(stream, actions, ahead=True)
+        (note,) = raised.value.__notes__
+        assert note.startswith("raised by an environment at step 1"), note
 
 
 # ---------------------------------------------------------------- learning

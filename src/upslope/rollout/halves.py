@@ -8,6 +8,7 @@ vector environment offers it by `halve()`, which asks for it from the next reset
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,23 +68,27 @@ class Halves:
         return None if elapsed[half].max() >= self.limit else part_of(observation, half)
 
     def step_ahead(
-        self, actions: Array | None, checked: Callable[[Any, slice], Array], ahead: Ahead
+        self,
+        actions: Array | None,
+        checked: Callable[[Any, slice], Array],
+        ahead: Ahead,
+        call: Callable[..., Any],
     ) -> list[Array]:
         """Wait for each half and begin its next step; returns the observations, checked, of each.
 
-        `actions` [N, ...] are what to begin this step with, None if it was begun. Returns nothing
-        where a reset comes first.
+        `actions` [N, ...] are what to begin this step with, None if it was begun. `call` calls what
+        only the environments can fail at. Returns nothing where a reset comes first.
         """
         if actions is not None:
             for half in self.halves:
-                self.begin(actions[half], half)
+                call(self.begin, actions[half], half)
         seen: list[Array] = []
         for half in self.halves:
-            raw = self.wait(half)
+            raw = call(partial(self.wait, half))
             if raw is None:
                 return []
             seen.append(checked(raw, half))
-            self.begin(ahead(half, seen[-1]), half)
+            call(self.begin, ahead(half, seen[-1]), half)
         return seen
 
     def step(self, actions: Array) -> tuple[Any, Array, Array, Array, Infos]:

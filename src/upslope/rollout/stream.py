@@ -178,7 +178,7 @@ class Stream:
         halves: list[Array] = []
         if ahead is not None and self.halves is not None:
             fresh = None if self.begun else action
-            halves = self.halves.step_ahead(fresh, self._checked_half, ahead)
+            halves = self.halves.step_ahead(fresh, self._checked_half, ahead, self._call)
         raw, raw_reward, raw_terminated, raw_truncated, info = self._call(self._env.step, action)
         self.begun = bool(halves)
         before, valid = self.observation, self.acting
