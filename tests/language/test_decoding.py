@@ -103,7 +103,7 @@ def test_where_it_does_not_apply(counted, monkeypatch):
         followed(eager, PROMPTS, tokens)
         assert counted.products > 0
         assert counted.attended == 0
-    monkeypatch.setattr(page, "_native", None)
+    monkeypatch.setattr(page, "BUILT", False)
     model = tiny.llama(width=128)
     with decoding(model, bf16=False):
         assert model.config._attn_implementation == "sdpa"

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upslope.built import BUILT
 from upslope.language.models import unwrapped
 from upslope.language.requirements import need
 
-try:
+if BUILT:
     from upslope import _native
-except ImportError:  # built without a compiler
-    _native = None  # type: ignore[assignment]
 
 FITS = ("cpu", torch.float32)
 MOST_ROWS = 64
@@ -40,7 +39,7 @@ NAME = "upslope"
 def decoding(model: Any, bf16: bool) -> Iterator[None]:
     """Within, the model's linear layers and attention are those of this page, where they apply."""
     parameter = next(model.parameters())
-    if bf16 or _native is None or (parameter.device.type, parameter.dtype) != FITS:
+    if bf16 or not BUILT or (parameter.device.type, parameter.dtype) != FITS:
         yield
         return
     with contextlib.ExitStack() as stack:
