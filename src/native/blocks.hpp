@@ -1,21 +1,11 @@
 // A block of samples through the networks, forward, into the loss, and back. See plan.hpp for the layout.
 #pragma once
 
-#include "plan.hpp"
-#include "vectors.hpp"
+#include "layers.hpp"
 
 namespace {
 
 using namespace upslope;
-
-struct Scratch {  // hands out pieces of one allocation
-  float* next;
-  float* take(int64_t floats) {
-    float* piece = next;
-    next += padded(floats);
-    return piece;
-  }
-};
 
 // ---------------------------------------------------------------- a chain of layers
 struct Trace {  // what a chain computed: outputs of each layer and a row of ones, inputs of each silu, [features][block]
@@ -63,19 +53,14 @@ inline void slope(Activation activation, const float* output, const float* befor
     });
 }
 
-inline void fill(float* x, float value, int64_t n) {
-  for (int64_t i = 0; i < n; i += W) store(x + i, all(value));
-}
-
-inline const float* forward(const Chain& chain, const float* parameters, const float* input, int block, Trace& trace,
+inline const float* forward(const Chain& chain, const Weights& weights, const float* input, int block, Trace& trace,
                             Scratch& scratch) {
   for (size_t l = 0; l < chain.size(); ++l) {
     const Layer& layer = chain[l];
     const int64_t size = int64_t{layer.outputs} * block;
     float* output = trace.output[l] = scratch.take(padded(layer.outputs + 1) * block);
     trace.before[l] = layer.activation == Activation::silu ? scratch.take(size) : nullptr;
-    product({parameters + layer.weight, layer.inputs, 1}, layer.outputs, layer.inputs, input, block, output, block,
-            block, parameters + layer.bias, false);
+    outputs_of(layer, weights, input, block, output, scratch);
     if (layer.activation != Activation::none) activate(layer.activation, output, trace.before[l], size);
     fill(output + size, 1.0f, block);
     input = output;
@@ -89,8 +74,9 @@ struct Workspace {  // of a backward pass
 
 // Puts the gradients of a chain's parameters into `sums`, or adds them, given `delta`, that of its output, which is
 // overwritten. Where `input_delta` is given, the gradient of the chain's input is put there, or added.
-inline void backward(const Chain& chain, const float* parameters, const float* input, const Trace& trace, float* delta,
-                     float* input_delta, bool add_delta, int block, float* sums, bool add, Workspace& work) {
+inline void backward(const Chain& chain, const Weights& weights, const float* input, const Trace& trace, float* delta,
+                     float* input_delta, bool add_delta, int block, float* sums, bool add, Workspace& work,
+                     Scratch scratch) {
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
     const bool further = l > 0 || input_delta != nullptr;
@@ -102,12 +88,10 @@ inline void backward(const Chain& chain, const float* parameters, const float* i
       for (int o = 0; o < layer.outputs; ++o)
         dots(delta + o * block, below_output, layer.inputs + 1, block, sums + layer.sums + o * row, add);
     else
-      product({below_output, block, 1}, layer.inputs + 1, block, work.turned, row, sums + layer.sums, row, row, nullptr,
-              add);
+      weight_gradient(layer, weights, below_output, work.turned, block, sums + layer.sums, add, scratch);
     if (!further) return;
     float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
-    product({parameters + layer.weight, 1, layer.inputs}, layer.inputs, layer.outputs, delta, block, below, block, block,
-            nullptr, l == 0 && add_delta);
+    input_gradient(layer, weights, delta, block, below, l == 0 && add_delta, scratch);
     delta = below;
   }
 }
@@ -306,9 +290,10 @@ inline Sample gather_sample(const Plan& plan, const Loss& loss, const Batch& bat
 }
 
 // Puts the gradient of the rows `index` into `sums` (padded), or adds it, and adds their metrics.
-inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch,
+inline void gradient_of_block(const Plan& plan, const Loss& loss, const Weights& weights, const Batch& batch,
                               const int64_t* index, int rows, int block, float* sums, bool add, double* metrics,
                               Scratch scratch) {
+  const float* parameters = weights.parameters;
   const float* input = gather(plan, batch.observation, index, rows, block, scratch);
   const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
   const int64_t width = padded(plan.widest) * block;
@@ -317,10 +302,10 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;
   vec totals[METRICS] = {};
   Trace trunk, trace;
-  const float* seen = forward(plan.trunk, parameters, input, block, trunk, scratch);
+  const float* seen = forward(plan.trunk, weights, input, block, trunk, scratch);
   {
     Scratch own = scratch;  // the critic takes the same memory: it is in cache
-    const float* numbers = forward(plan.actor, parameters, seen, block, trace, own);
+    const float* numbers = forward(plan.actor, weights, seen, block, trace, own);
     float* delta = own.take(padded(plan.size) * block);
     float *normalizer = own.take(int64_t{plan.actions()} * block), *entropies = own.take(int64_t{plan.actions()} * block);
     const float* precision = plan.gaussian() ? precisions(plan, parameters, own) : nullptr;
@@ -341,18 +326,18 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const float* p
         float& total = sums[plan.log_std_sums + i];
         total = (add ? total : 0.0f) + sum(load(log_std_delta + i * W));
       }
-    backward(plan.actor, parameters, seen, trace, delta, seen_delta, false, block, sums, add, work);
+    backward(plan.actor, weights, seen, trace, delta, seen_delta, false, block, sums, add, work, own);
   }
   {
     Scratch own = scratch;
-    const float* value = forward(plan.critic, parameters, seen, block, trace, own);
+    const float* value = forward(plan.critic, weights, seen, block, trace, own);
     float* delta = own.take(LINE * block);
     for (int c = 0; c < block; c += W)
       store(delta + c, lose_value(loss, sample, c, load(value + c), totals[VALUE_LOSS]));
-    backward(plan.critic, parameters, seen, trace, delta, seen_delta, true, block, sums, add, work);
+    backward(plan.critic, weights, seen, trace, delta, seen_delta, true, block, sums, add, work, own);
   }
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
-  if (shared) backward(plan.trunk, parameters, input, trunk, seen_delta, nullptr, false, block, sums, add, work);
+  if (shared) backward(plan.trunk, weights, input, trunk, seen_delta, nullptr, false, block, sums, add, work, scratch);
 }
 
 }  // namespace

@@ -8,13 +8,19 @@
 
 namespace {
 
-void gradient(const Plan& plan, const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index,
-              int rows, int block, float* sums, double* metrics, float* scratch) {
+void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
+              const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
+#ifdef UPSLOPE_TILES
+  if (packed) begin_tiles();
+#endif
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    gradient_of_block(plan, loss, parameters, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
+    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
                       Scratch{scratch});
   }
+#ifdef UPSLOPE_TILES
+  if (packed) end_tiles();
+#endif
 }
 
 void act(const Plan& plan, const float* parameters, const float* observation, const double* uniform,
@@ -24,8 +30,8 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
   Trace trace;
   const int block = rows <= LINE ? LINE : BLOCK;
   const float* input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, parameters, input, block, trace, scratch);
-  const float* numbers = forward(plan.actor, parameters, seen, block, trace, scratch);
+  const float* seen = forward(plan.trunk, {parameters, nullptr}, input, block, trace, scratch);
+  const float* numbers = forward(plan.actor, {parameters, nullptr}, seen, block, trace, scratch);
   Sample sample{};
   sample.action = scratch.take(int64_t{plan.actions()} * block);
   const int64_t numbers_drawn = int64_t{plan.size} * block;
@@ -88,8 +94,8 @@ void values(const Plan& plan, const float* parameters, const float* observation,
   Trace trace;
   const int block = rows <= LINE ? LINE : BLOCK;
   const float* input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, parameters, input, block, trace, scratch);
-  const float* found = forward(plan.critic, parameters, seen, block, trace, scratch);
+  const float* seen = forward(plan.trunk, {parameters, nullptr}, input, block, trace, scratch);
+  const float* found = forward(plan.critic, {parameters, nullptr}, seen, block, trace, scratch);
   for (int b = 0; b < rows; ++b) value[b] = found[b];
 }
 
@@ -172,6 +178,11 @@ void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
 const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,
+#ifdef UPSLOPE_TILES
+                                 pack_weights,
+#else
+                                 nullptr,
+#endif
                                  gradient,
                                  act,
                                  values,

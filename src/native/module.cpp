@@ -2,6 +2,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef UPSLOPE_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +34,22 @@ std::vector<const Kernels*> available() {
 }  // namespace
 
 const Kernels* upslope::kernels = available().front();
+
+// Linux lets a process use tiles only after it was asked: they add eight kilobytes to what a switch of threads saves.
+bool upslope::tiles() {
+#ifdef UPSLOPE_AMX
+  static const bool allowed = [] {
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool tile = d >> 24 & 1, bf16 = d >> 22 & 1;
+    return tile && bf16 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  }();
+  return allowed && kernels->pack_weights;
+#else
+  return false;
+#endif
+}
 
 namespace {
 
@@ -57,4 +79,5 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels->name); });
   m.def("use_instruction_set", &use_instruction_set);
+  m.def("tiles", &tiles);
 }

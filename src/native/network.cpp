@@ -55,7 +55,7 @@ class Network {
                 Vector<const int64_t> index, Vector<const int64_t> sizes, bool clipped,
                 std::tuple<double, double, double> ratio, double value_range, double value_weight,
                 double entropy_weight, std::optional<Vector<const int64_t>> chunk_rows,
-                std::optional<Rows<float>> chunk_gradients, const Descent& descent, int threads) {
+                std::optional<Rows<float>> chunk_gradients, const Descent& descent, bool bfloat16, int threads) {
     const int64_t m = observation.shape(0), rows = index.shape(0), n = parameters.shape(0), steps = sizes.shape(0);
     check(parameters.shape(0), observation.shape(1));
     for (const auto* each : {&gradient, &first_moment, &second_moment})
@@ -65,6 +65,7 @@ class Network {
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
     need(within(index, m), "index is out of range");
     need(total_of(sizes) == rows, "minibatches do not fit the index");
+    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
@@ -92,6 +93,7 @@ class Network {
       chunks.total.resize(n);
     }
     finish();
+    if (bfloat16 && !packed_) packed_ = zeros(packed_size(plan_));
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     const Buffers buffers{n, parameters.data(), gradient.data(), first_moment.data(), second_moment.data()};
@@ -101,7 +103,9 @@ class Network {
       double* found = metrics.data() + k * (METRICS + 1);
       std::fill_n(found, METRICS + 1, 0.0);
       loss.sample_weight = float(1.0 / double(size));
-      const double square = run(loss, buffers.parameters, batch, here, size, buffers.gradient, found, chunks, threads);
+      if (bfloat16) kernels->pack_weights(plan_, buffers.parameters, packed_.get());
+      const double square = run(loss, buffers.parameters, bfloat16 ? packed_.get() : nullptr, batch, here, size,
+                                buffers.gradient, found, chunks, threads);
       const double norm = found[METRICS] = std::sqrt(square);
       chunks = {};
       if (!std::isfinite(norm)) return k;
@@ -168,6 +172,8 @@ class Network {
     in_parallel(all.blocks(), threads, work);
   }
 
+  bool tiled() const { return plan_.packed > 0; }
+
   ~Network() { finish(); }
 
  private:
@@ -176,7 +182,8 @@ class Network {
     for (const auto& [in, out, activation, weight, bias] : tuples) {
       need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
            "the layers do not fit each other");
-      into.push_back({in, out, Activation(activation), weight, bias, plan_.sums});
+      into.push_back({in, out, Activation(activation), weight, bias, plan_.sums, plan_.packed});
+      if (into.back().tiled()) plan_.packed += int64_t{in} * out;  // two bytes a number, and once more turned
       plan_.sums += into.back().lines() * into.back().row();
       plan_.features += padded(out + 1) * (Activation(activation) == Activation::silu ? 2 : 1);
       plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
@@ -236,8 +243,8 @@ class Network {
   // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
   // added in order. Neither cut depends on the number of threads, so the result does not either. No slice is of two
   // chunks.
-  double run(const Loss& loss, const float* parameters, const Batch& batch, const int64_t* index, int64_t rows,
-             float* gradient, double* metrics, Chunks& chunks, int threads) {
+  double run(const Loss& loss, const float* parameters, const float* packed, const Batch& batch, const int64_t* index,
+             int64_t rows, float* gradient, double* metrics, Chunks& chunks, int threads) {
     const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
     const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
     const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
@@ -255,8 +262,8 @@ class Network {
     sums_->begin(count, std::max(threads, 1));
     std::vector<double> found(count * METRICS, 0.0);
     auto work = [&](int slice, int worker) {
-      kernels->gradient(plan_, loss, parameters, batch, index + begins[slice], int(begins[slice + 1] - begins[slice]),
-                        block, sums_->take(slice, worker), &found[slice * METRICS], scratch_[worker].get());
+      kernels->gradient(plan_, loss, parameters, packed, batch, index + begins[slice],
+                        int(begins[slice + 1] - begins[slice]), block, sums_->take(slice, worker), &found[slice * METRICS], scratch_[worker].get());
     };
     in_parallel(count, threads, work);
     for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
@@ -277,6 +284,7 @@ class Network {
   int64_t parameters_ = 0;  // at least as many are needed
   std::mutex mutex_;
   std::vector<Floats> scratch_;
+  Floats packed_;             // weights for tiles, where they are asked for
   std::optional<Sums> sums_;  // made with the whole plan
   std::optional<Values> begun_;  // which other threads may be at
 };
@@ -293,12 +301,13 @@ void bind_network(nb::module_& m) {
       .def("train", &Network::train, "parameters"_a, "gradient"_a, "first_moment"_a, "second_moment"_a, "metrics"_a,
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
-           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "threads"_a)
+           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "bfloat16"_a, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
            "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a)
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
       .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
-      .def("finish", &Network::finish);
+      .def("finish", &Network::finish)
+      .def_prop_ro("tiled", &Network::tiled);
 }
 
 }  // namespace upslope

@@ -23,11 +23,13 @@ struct Layer {
   Activation activation;
   int64_t weight, bias;  // where they begin in the flat parameters; the weight is [outputs][inputs]
   int64_t sums = 0;      // where the padded gradient begins
+  int64_t packed = 0;    // where the weight for tiles begins
   // The gradient is summed input by input, [inputs + 1][row()], or where there are few outputs output by output,
   // [outputs][row()], which turning would pad too much. The bias is the weight of one more input that is always 1.
   bool few() const { return outputs <= 6; }
   int64_t row() const { return padded(few() ? inputs + 1 : outputs); }
   int64_t lines() const { return few() ? outputs : inputs + 1; }
+  bool tiled() const { return inputs % 32 == 0 && outputs % 32 == 0; }
 };
 
 using Chain = std::vector<Layer>;
@@ -41,6 +43,7 @@ struct Plan {
   int64_t log_std;           // where a Gaussian's log sigma begins in the flat parameters
   int64_t log_std_sums = 0;
   int64_t sums = 0;      // floats in a padded gradient
+  int64_t packed = 0;    // floats that weights for tiles take
   int64_t widest = 0;    // of all layers and the observation
   int64_t features = 0;  // of all layers together, with their rows of ones; those before a silu are counted twice
   bool gaussian() const { return choices.empty(); }
@@ -106,8 +109,11 @@ struct Heads {
 // One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
 struct Kernels {
   const char* name;
-  void (*gradient)(const Plan&, const Loss&, const float* parameters, const Batch&, const int64_t* index, int rows,
-                   int block, float* sums, double* metrics, float* scratch);
+  // Weights as tiles take them, into `packed_size(plan)`; null where this is not compiled for any.
+  void (*pack_weights)(const Plan&, const float* parameters, float* to);
+  // `packed`: the same, where products are to be in bfloat16; else null
+  void (*gradient)(const Plan&, const Loss&, const float* parameters, const float* packed, const Batch&,
+                   const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch);
   // draws from `uniform` in [0, 1), or from `normal` for a Gaussian, [rows][size]
   void (*act)(const Plan&, const float* parameters, const float* observation, const double* uniform,
               const float* normal, const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob,
@@ -140,8 +146,10 @@ struct Kernels {
 
 inline int64_t scratch_floats(const Plan& plan) {
   const int64_t head = 6 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
-  return BLOCK * (plan.features + 4 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
+  return BLOCK * (plan.features + 5 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
 }
+
+inline int64_t packed_size(const Plan& plan) { return plan.packed + LINE * plan.widest; }
 
 extern const Kernels portable_kernels;
 #ifdef UPSLOPE_X86

@@ -51,8 +51,9 @@ class AgentConfig:
     device: str = "cpu"
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
-    """What takes the optimisation steps: torch, native (C++), graph (torch's as CUDA graphs, for
-    device="cuda"), or auto: native where it applies, else torch."""
+    """What takes the optimisation steps: torch, native (C++), bfloat16 (the same with products in
+    bfloat16, on processors with AMX), graph (torch's as CUDA graphs, for device="cuda"), or auto:
+    native where it applies, else torch."""
 
 
 POSITIVE_INTEGERS = (
@@ -78,7 +79,7 @@ SWITCHES = (
     *("double", "huber"),
 )
 CHOICES: dict[str, Iterable[str | None]] = {
-    "engine": ("auto", "torch", "native", "graph"),
+    "engine": ("auto", "torch", "native", "bfloat16", "graph"),
     "policy": (None, *POLICIES),
     "weight": ("reward_to_go", "return"),
     "baseline": (None, "mean", "leave_one_out", "value"),

@@ -13,7 +13,7 @@ from upslope.policies.actor_critic import ActorCritic
 def make_engine(engine: str, policy: ActorCritic, *, max_grad_norm: float | None) -> TorchEngine:
     """Return the engine of that name; "auto" is the native one where it knows the policy.
 
-    Raises ArgumentError when "native" or "graph" does not apply, and says why.
+    Raises ArgumentError when "native", "bfloat16" or "graph" does not apply, and says why.
     """
     if engine == "torch":
         return TorchEngine(policy, max_grad_norm=max_grad_norm)
@@ -25,11 +25,15 @@ def make_engine(engine: str, policy: ActorCritic, *, max_grad_norm: float | None
             raise ArgumentError("engine='graph' takes a policy without memory: engine='torch'")
         return GraphEngine(policy, max_grad_norm=max_grad_norm)
     try:
-        demanded = engine == "native"
-        return NativeEngine(policy, max_grad_norm=max_grad_norm, demanded=demanded)
+        return NativeEngine(
+            policy,
+            max_grad_norm=max_grad_norm,
+            demanded=engine != "auto",
+            bfloat16=engine == "bfloat16",
+        )
     except Unfit as reason:
-        if demanded:
-            raise refused(str(reason)) from None
+        if engine != "auto":
+            raise refused(str(reason), engine) from None
         plain = TorchEngine(policy, max_grad_norm=max_grad_norm)
         plain.description = f"torch, not native: {reason}"
         return plain

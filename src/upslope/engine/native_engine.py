@@ -37,15 +37,17 @@ COLUMNS |= {name: name for name in ("advantage", "target")}
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
 
 
-def refused(reason: str) -> ArgumentError:
-    """Return the error that says why engine="native" cannot be."""
-    return ArgumentError(f"engine='native' does not apply: {reason}; engine='auto' takes torch")
+def refused(reason: str, engine: str = "native") -> ArgumentError:
+    """Return the error that says why an engine that was asked for cannot be."""
+    return ArgumentError(f"engine={engine!r} does not apply: {reason}; engine='auto' takes torch")
 
 
 class NativeEngine(TorchEngine):
     """Takes the steps of a `TorchEngine` on the same buffers; raises Unfit for other policies.
 
-    `demanded`: a loss or a batch that it does not know is refused, not handed to torch.
+    `demanded`: a loss or a batch that it does not know is refused, not handed to torch. `bfloat16`:
+    in a step, products of layers whose widths are multiples of 32 take weights, activations and
+    their gradients rounded to 8 bits, 2^-9 of each at most; sums, and acting, stay float32's.
     """
 
     def __init__(
@@ -55,16 +57,22 @@ class NativeEngine(TorchEngine):
         max_grad_norm: float | None,
         adam_eps: float = 1e-5,
         demanded: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         if MISSING:
             raise Unfit(MISSING)
+        if bfloat16 and not _native.tiles():
+            raise Unfit("it takes a processor with AMX, on Linux")
         super().__init__(policy, max_grad_norm=max_grad_norm, adam_eps=adam_eps)
         self.structure = structure_of(policy, self.flat)
         self.network = _native.Network(*self.structure)
-        self.demanded = demanded
+        self.demanded, self.bfloat16 = demanded, bfloat16
+        if bfloat16 and not self.network.tiled:
+            raise Unfit("no layer has as many inputs, and outputs, as a multiple of 32")
         self._threads: int | None = None
-        self.rounding = f"native {_native.instruction_set()}"
-        self.description = f"native ({_native.instruction_set()})"
+        products = ", products in bfloat16" if bfloat16 else ""
+        self.rounding = f"native {_native.instruction_set()}{products}"
+        self.description = f"native ({_native.instruction_set()}){products}"
         flat = self.flat
         self._value, self._gradient = flat.value.numpy(), flat.gradient.numpy()
         self._moments = flat.first_moment.numpy(), flat.second_moment.numpy()
@@ -125,7 +133,8 @@ class NativeEngine(TorchEngine):
         if isinstance(how, str) or isinstance(arrays, str) or not self._all_learn():
             if self.demanded:
                 reasons = [each for each in (how, arrays) if isinstance(each, str)]
-                raise refused([*reasons, "some parameters need no gradient"][0])
+                reason = [*reasons, "some parameters need no gradient"][0]
+                raise refused(reason, "bfloat16" if self.bfloat16 else "native")
             return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
         self.flat.zero_gradient()
         parts = Minibatches.of(minibatches)
@@ -152,6 +161,7 @@ class NativeEngine(TorchEngine):
             chunk_rows=None if chunks is None else chunks.sizes.numpy(),
             chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
             descent=self._descent(learning_rate),
+            bfloat16=self.bfloat16,
             threads=self.threads,
         )
         self.steps += taken
