@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                       # 1024 environments, 16 steps, minibatch 2048
     python benchmarks/speed.py 4096 16 8192          # another shape
-    python benchmarks/speed.py --engine torch        # or native; auto by default; both
+    python benchmarks/speed.py --engine torch        # or native, bfloat16; auto by default; both
     python benchmarks/speed.py --peers PEERS/bin/python --write docs
     python benchmarks/speed.py --against another.py  # that takes the shape and prints "sps NUMBER"
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", nargs="*", type=int, default=[1024, 16, 2048])
     parser.add_argument("--against", default=str(HERE / "plain_loop.py"))
-    parser.add_argument("--engine", choices=["auto", "native", "torch", "both"], default="auto")
+    parser.add_argument("--engine", choices=["auto", "native", "bfloat16", "torch", "both"], default="auto")
     parser.add_argument("--peers", help="the Python of an environment with the other libraries")
     parser.add_argument("--pairs", "--rounds", dest="rounds", type=int, default=5)
     parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")

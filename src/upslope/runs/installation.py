@@ -65,8 +65,10 @@ def _engine() -> Finding:
     if native_engine.MISSING:
         how = "install a C++ compiler and CMake 3.20, then Upslope again; until then torch is used"
         return Finding(NOTE, "native engine", native_engine.MISSING, how)
-    sets = native_engine._native.instruction_sets()
-    return Finding(GOOD, "native engine", f"it is there, and uses {sets[0]} on this processor")
+    native = native_engine._native
+    found = f"it is there, and uses {native.instruction_sets()[0]} on this processor"
+    tiles = ", which has AMX for engine='bfloat16'" if native.tiles() else ""
+    return Finding(GOOD, "native engine", found + tiles)
 
 
 def _threads() -> Finding:
