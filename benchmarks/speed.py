@@ -161,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", nargs="*", type=int, default=[1024, 16, 2048])
     parser.add_argument("--against", default=str(HERE / "plain_loop.py"))
-    parser.add_argument("--engine", choices=["auto", "native", "bfloat16", "torch", "both"], default="auto")
+    parser.add_argument(
+        "--engine", choices=["auto", "native", "bfloat16", "torch", "both"], default="auto"
+    )
     parser.add_argument("--peers", help="the Python of an environment with the other libraries")
     parser.add_argument("--pairs", "--rounds", dest="rounds", type=int, default=5)
     parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
