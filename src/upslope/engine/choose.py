@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from upslope.engine.graph_engine import GraphEngine
-from upslope.engine.native_engine import NativeEngine, refused
-from upslope.engine.structure import Unfit
+from upslope.engine.native_engine import NativeEngine
+from upslope.engine.structure import Unfit, refused
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic

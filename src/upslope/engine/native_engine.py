@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from upslope.engine.native_rows import NativeRows, draw
-from upslope.engine.structure import Unfit, structure_of
+from upslope.engine.structure import Unfit, refused, structure_of
 from upslope.engine.torch_engine import BETA_1, BETA_2, Indexable, Loss, TorchEngine
 from upslope.engine.twins import METRICS, Coefficients, coefficients
-from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Chunks, Rollout
 from upslope.rollout.minibatches import Minibatches
@@ -35,11 +34,6 @@ except ImportError as error:  # installed where there was no C++ compiler
 COLUMNS = {"log_prob": "old_log_prob", "value": "old_value"}
 COLUMNS |= {name: name for name in ("advantage", "target")}
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
-
-
-def refused(reason: str, engine: str = "native") -> ArgumentError:
-    """Return the error that says why an engine that was asked for cannot be."""
-    return ArgumentError(f"engine={engine!r} does not apply: {reason}; engine='auto' takes torch")
 
 
 class NativeEngine(TorchEngine):

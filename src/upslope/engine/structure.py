@@ -14,6 +14,7 @@ import gymnasium
 from torch import nn
 
 from upslope.engine.flat import FlatParameters
+from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.spaces import ActionHead
 
@@ -40,6 +41,11 @@ class Structure(NamedTuple):
 
 class Unfit(Exception):
     """What it is about a policy that the native engine does not know."""
+
+
+def refused(reason: str, engine: str = "native") -> ArgumentError:
+    """Return the error that says why an engine that was asked for cannot be."""
+    return ArgumentError(f"engine={engine!r} does not apply: {reason}; engine='auto' takes torch")
 
 
 def structure_of(policy: ActorCritic, flat: FlatParameters) -> Structure:
