@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -105,6 +107,21 @@ def test_a_cycle_has_the_gradient_of_the_average_reward(name: str):
     torch.testing.assert_close(cycles.exact(), problem.exact())
     length = solve(cycles.mdp, cycles.policy).scale
     assert float(length) * cycles.factor == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rounding", [1e-15, -1e-15])
+def test_rounding_does_not_choose_whose_cycles_they_are(rounding: float, monkeypatch):
+    """Four states of the queue are visited as much as each other."""
+    problem = BY_NAME["queue"]
+    assert isinstance(problem, ContinuingProblem)
+    found = problem.solution()
+    most = found.distribution > found.distribution.max() - 1e-9
+    assert most.sum() == 4
+    moved = found.distribution + rounding * most.cumsum(0)
+    other = dataclasses.replace(found, distribution=moved)
+    monkeypatch.setattr(ContinuingProblem, "solution", lambda self: other)
+    start = problem.cycles().mdp.start
+    assert start.argmax() == most.nonzero()[0]
 
 
 def test_features():

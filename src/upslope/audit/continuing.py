@@ -61,9 +61,12 @@ class ContinuingProblem:
         )
 
     def cycles(self) -> EpisodicProblem:
-        """Return the cycles of the state that is visited most, as episodes."""
+        """Return the cycles of the state that is visited most, as episodes.
+
+        Of several that are visited as much, up to rounding, it is the first.
+        """
         s, p = self.solution(), self.mdp.transition.clone()
-        here = int(s.distribution.argmax())
+        here = int((s.distribution > s.distribution.max() * (1 - 1e-9)).nonzero()[0])
         p[:, :, here] = 0
         start = torch.eye(self.mdp.n_states, dtype=torch.float64)[here]
         return EpisodicProblem(
