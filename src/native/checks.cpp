@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "binding.hpp"
@@ -112,28 +112,36 @@ Py_ssize_t take_signals(nb::handle reward, nb::handle terminated, nb::handle tru
   return found;
 }
 
-// Copies what was given by the environments numbered in `rows` [n], each of `parts` [n, ...], to their places in each of
-// `wholes` [N, ...], and notes it in `given` [N]. Changes nothing and returns false where one is noted already, or where an
-// array is not of int32 numbers below N, or not side by side in memory, or not like its whole.
-bool place(nb::handle given, nb::handle rows, const nb::list& parts, const nb::list& wholes) {
-  const Lent noted(given, true), where(rows);
-  const Py_ssize_t n = where.size(), all = noted.size();
-  if (!noted.of('?') || !where.of('i') || n < 1 || parts.size() != wholes.size()) return false;
+// Copies what the environments numbered in `rows` [n] gave, each of `parts` [n, ...], to their places in each of `firsts`
+// [N, ...], and notes it in `first` [N]; or in `seconds` and `second`, where it is noted already. Changes nothing and returns
+// false where an array is not of int32 numbers below N, or not side by side in memory, or not like its whole, or where an
+// environment is noted in both.
+bool place(nb::handle rows, const nb::list& parts, nb::handle first, const nb::list& firsts, nb::handle second,
+           const nb::list& seconds) {
+  const Lent where(rows), noted[] = {Lent(first, true), Lent(second, true)};
+  const nb::list* const wholes[] = {&firsts, &seconds};
+  const Py_ssize_t n = where.size(), all = noted[0].size();
+  if (!where.of('i') || n < 1) return false;
+  for (int k : {0, 1})
+    if (!noted[k].of('?') || !noted[k].counts(all) || wholes[k]->size() != parts.size()) return false;
   const int32_t* row = where.data<int32_t>();
-  bool* there = noted.data<bool>();
+  bool* const there[] = {noted[0].data<bool>(), noted[1].data<bool>()};
   for (Py_ssize_t i = 0; i < n; ++i)
-    if (row[i] < 0 || row[i] >= all || there[row[i]]) return false;
-  std::vector<std::unique_ptr<Lent>> from, to;
-  for (size_t k = 0; k < parts.size(); ++k) {
-    from.push_back(std::make_unique<Lent>(parts[k])), to.push_back(std::make_unique<Lent>(wholes[k], true));
-    if (!to.back()->like(*from.back(), all, n)) return false;
+    if (row[i] < 0 || row[i] >= all || (there[0][row[i]] && there[1][row[i]])) return false;
+  std::deque<Lent> from, to[2];
+  for (size_t j = 0; j < parts.size(); ++j) {
+    from.emplace_back(parts[j]);
+    for (int k : {0, 1})
+      if (!to[k].emplace_back((*wholes[k])[j], true).like(from.back(), all, n)) return false;
   }
-  for (size_t k = 0; k < from.size(); ++k) {
-    const Py_ssize_t bytes = from[k]->bytes() / n;
+  std::vector<int> which(n);
+  for (Py_ssize_t i = 0; i < n; ++i) which[i] = there[0][row[i]];
+  for (size_t j = 0; j < from.size(); ++j) {
+    const Py_ssize_t bytes = from[j].bytes() / n;
     for (Py_ssize_t i = 0; i < n; ++i)
-      std::memcpy(to[k]->data<char>() + row[i] * bytes, from[k]->data<char>() + i * bytes, bytes);
+      std::memcpy(to[which[i]][j].data<char>() + row[i] * bytes, from[j].data<char>() + i * bytes, bytes);
   }
-  for (Py_ssize_t i = 0; i < n; ++i) there[row[i]] = true;
+  for (Py_ssize_t i = 0; i < n; ++i) there[which[i]][row[i]] = true;
   return true;
 }
 
@@ -161,7 +169,7 @@ void bind_checks(nb::module_& m) {
   m.def("inside", &inside, "x"_a, "n"_a, "low"_a, "high"_a);
   m.def("take_signals", &take_signals, "reward"_a, "terminated"_a, "truncated"_a, "counted"_a, "own_reward"_a,
         "own_terminated"_a, "own_truncated"_a, "own_ended"_a);
-  m.def("place", &place, "given"_a, "rows"_a, "parts"_a, "wholes"_a);
+  m.def("place", &place, "rows"_a, "parts"_a, "first"_a, "firsts"_a, "second"_a, "seconds"_a);
   m.def("clip", &clip, "x"_a, "low"_a, "high"_a, "out"_a);
 }
 

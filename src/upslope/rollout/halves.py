@@ -39,10 +39,7 @@ class Halves:
         self.halves = slice(0, half), slice(half, n_envs)
         self.numbers = np.arange(n_envs, dtype=np.int32)
         self.begun = [0, 0]  # steps of each half that are not finished
-        self.given = np.zeros(n_envs, bool)  # whose result of this step is there
-        self.found: list[Any] = []  # observation, reward, terminated, truncated, elapsed steps
-        self.infos = Infos(n_envs)
-        self.early: list[tuple[Array, list[Any], dict[str, Any]]] = []  # of the step after
+        self.now, self.after = Results(n_envs), Results(n_envs)
 
     def reset(self) -> tuple[Any, Infos]:
         """Begin anew in all; returns what a pool's reset does."""
@@ -52,7 +49,7 @@ class Halves:
             if observation is None:
                 observation = room(part, self.n_envs)
             put(observation, part, info["env_id"])
-            infos.parts.append((info["env_id"], info))
+            infos.parts.append((info["env_id"], np.full(len(info["env_id"]), True), info))
         return observation, infos
 
     def begin(self, actions: Array, half: slice) -> None:
@@ -62,9 +59,9 @@ class Halves:
 
     def wait(self, half: slice) -> Any:
         """Return a half's observations after the step that was begun; None at the time limit."""
-        while not self.given[half].all():
+        while not self.now.given[half].all():
             self._receive()
-        observation, *_, elapsed = self.found
+        observation, *_, elapsed = self.now.found
         return None if elapsed[half].max() >= self.limit else part_of(observation, half)
 
     def step_ahead(
@@ -97,37 +94,42 @@ class Halves:
             if not self.begun[number]:
                 self.begin(actions[half], half)
             self.begun[number] -= 1
-        while not self.given.all():
+        while not self.now.given.all():
             self._receive()
-        observation, reward, terminated, truncated, self.infos.whole["elapsed_step"] = self.found
-        answer = observation, reward, terminated, truncated, self.infos
-        self.given[:] = False
-        self.found, self.infos = [], Infos(self.n_envs)
-        early, self.early = self.early, []
-        for each in early:
-            self._take(*each)
-        return answer
+        observation, reward, terminated, truncated, elapsed = self.now.found
+        infos = self.now.infos
+        infos.whole["elapsed_step"] = elapsed
+        self.now, self.after = self.after, Results(self.n_envs)
+        return observation, reward, terminated, truncated, infos
 
     def _receive(self) -> None:
         """Put the next N/2 results where they belong."""
         *step, info = self.pool.recv()
         rows, step = info["env_id"], [*step, info["elapsed_step"]]
-        if not self._take(rows, step, info):
-            early = self.given[rows]
-            self.early.append((rows[early], part_of(step, early), part_of(info, early)))
-            self._take(rows[~early], part_of(step, ~early), part_of(info, ~early))
+        now, after, early = self.now, self.after, self.now.given[rows]
+        now.found = now.found or [room(part, self.n_envs) for part in step]
+        after.found = after.found or [room(part, self.n_envs) for part in step]
+        ours = now.given, now.found, after.given, after.found
+        if not (BUILT and _native.place(rows, step, *ours)):
+            now.put(rows[~early], part_of(step, ~early))
+            after.put(rows[early], part_of(step, early))
+        now.infos.parts.append((rows, ~early, info))
+        after.infos.parts.append((rows, early, info))
 
-    def _take(self, rows: Array, step: list[Any], info: dict[str, Any]) -> bool:
-        """Put results of this step in order; returns whether they are all of this step."""
-        self.found = self.found or [room(part, self.n_envs) for part in step]
-        if not (BUILT and _native.place(self.given, rows, step, self.found)):
-            if self.given[rows].any():
-                return False
-            self.given[rows] = True
-            for whole, part in zip(self.found, step, strict=True):
-                put(whole, part, rows)
-        self.infos.parts.append((rows, info))
-        return True
+
+class Results:
+    """What one step of N environments gave, as far as it is there."""
+
+    def __init__(self, n_envs: int) -> None:
+        self.given = np.zeros(n_envs, bool)  # whose result is there
+        self.found: list[Any] = []  # observation, reward, terminated, truncated, elapsed steps
+        self.infos = Infos(n_envs)
+
+    def put(self, rows: Array, step: list[Any]) -> None:
+        """Put results in order."""
+        self.given[rows] = True
+        for whole, part in zip(self.found, step, strict=True):
+            put(whole, part, rows)
 
 
 class Infos(Mapping[str, Any]):
@@ -135,23 +137,24 @@ class Infos(Mapping[str, Any]):
 
     def __init__(self, n_envs: int) -> None:
         self.n_envs = n_envs
-        self.parts: list[tuple[Array, dict[str, Any]]] = []  # each of the given environments
+        # Of which environments, which of these are meant, what they gave.
+        self.parts: list[tuple[Array, Array, dict[str, Any]]] = []
         self.whole: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         """Return what is told under a name, [N, ...]."""
         if name not in self.whole:
-            whole = room(self.parts[0][1][name], self.n_envs)
-            for rows, part in self.parts:
-                put(whole, part[name], rows)
+            whole = room(self.parts[0][-1][name], self.n_envs)
+            for rows, meant, part in self.parts:
+                put(whole, part_of(part[name], meant), rows[meant])
             self.whole[name] = whole
         return self.whole[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.parts[0][1])
+        return iter(self.parts[0][-1])
 
     def __len__(self) -> int:
-        return len(self.parts[0][1])
+        return len(self.parts[0][-1])
 
 
 def room(part: Any, n_envs: int) -> Any:
