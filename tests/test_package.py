@@ -55,6 +55,7 @@ def test_public_name_resolves(name):
         assert value is sys.modules[f"upslope.{name}"]
 
 
+@pytest.mark.slow
 def test_each_name_resolves_in_a_fresh_interpreter():
     # In this process an earlier import may have put a submodule into the package already.
     names = sorted(PUBLIC)
@@ -70,6 +71,7 @@ def test_unknown_name_is_an_attribute_error_with_a_suggestion():
     assert "Did you mean: 'evaluate_policy'?" in run.stderr  # Python's own, from __dir__
 
 
+@pytest.mark.slow
 def test_submodules_outside_the_public_names_still_import():
     # `from package import x` asks the package's __getattr__ before it looks for a submodule.
     assert (

@@ -183,6 +183,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", RESUMED)
 def test_it_goes_on_exactly_from_every_iteration(form, tmp_path):
     env, settings = RESUMED[form]
@@ -223,6 +224,7 @@ def test_every_observation_and_masks(form, observation):
     assert not torch.equal(agent.engine.flat.value, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["n-step", "all actions", "traces"])
 @pytest.mark.parametrize("action", ["multi_discrete", "multi_binary", "box", "dict", "tuple"])
 def test_every_action(form, action):

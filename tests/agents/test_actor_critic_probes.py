@@ -32,11 +32,13 @@ def learned(env, form: str, total: int = 8_000, **settings) -> us.ActorCritic:
     return us.ActorCritic(env, seed=0, **chosen).learn(total // (2 if form == "traces" else 1))
 
 
+@pytest.mark.slow
 @ALL
 def test_constant_reward(form):
     assert value(learned(probes.ConstantReward, form), PLUS) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 @ALL
 def test_reward_is_observation(form):
     agent = learned(probes.RewardIsObservation, form)
@@ -44,6 +46,7 @@ def test_reward_is_observation(form):
     assert value(agent, MINUS) == pytest.approx(-1, abs=0.02)
 
 
+@pytest.mark.slow
 @ALL
 def test_two_steps(form):
     agent = learned(probes.TwoSteps, form)
@@ -51,6 +54,7 @@ def test_two_steps(form):
     assert value(agent, MINUS) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 @ALL
 def test_action_decides(form):
     agent = learned(probes.ActionDecides, form)
@@ -59,6 +63,7 @@ def test_action_decides(form):
     assert value(agent, PLUS) == pytest.approx(2 * p - 1, abs=0.1)
 
 
+@pytest.mark.slow
 @ALL
 def test_both(form):
     """Linear policies suffice: right is where the observation is above 0."""
@@ -69,6 +74,7 @@ def test_both(form):
     assert value(agent, MINUS) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 @ALL
 def test_a_time_limit_is_no_end(form):
     """Taken for an end, it would be worth 1.58, the mean of 1, 1.5 and 1.75, or less."""
@@ -76,6 +82,7 @@ def test_a_time_limit_is_no_end(form):
     assert value(agent, PLUS) == pytest.approx(2, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["gae", "traces"])
 def test_continuous_action(form):
     small = {"policy_kwargs": {"net_arch": [], "log_std_init": -1}}
@@ -86,6 +93,7 @@ def test_continuous_action(form):
     assert agent.policy.head.log_std.item() < -1.2  # less noise pays more
 
 
+@pytest.mark.slow
 def test_q_is_that_of_each_action():
     """ActionDecides pays 1 and -1: where entropy keeps both tried, q says so of both."""
     agent = learned(probes.ActionDecides, "all actions", ent_coef=1.0)

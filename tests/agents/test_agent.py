@@ -406,6 +406,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env", "settings"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("before", [0, 1, 3, 4])
 def test_learning_goes_on_after_loading_as_if_nothing_had_been(env, settings, before, tmp_path):

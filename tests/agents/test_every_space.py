@@ -67,6 +67,7 @@ def weights(agent: Agent) -> torch.Tensor:
     return agent.engine.flat.value.clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "observation", "action", "masks", "memory"), MARKED)
 def test_trains_saves_loads_predicts_the_same_and_resumes(
     kind, observation, action, masks, memory, tmp_path

@@ -76,6 +76,7 @@ def test_continuous_action():
     assert agent.policy.head.log_std.item() < -1.5  # less noise pays more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["normalize_observation", "normalize_reward"])
 def test_the_policy_learns_with_normalisers(switch):
     agent = learned(probes.Both, **{switch: True})

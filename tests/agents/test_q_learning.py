@@ -128,6 +128,7 @@ def greedy(agent: us.QLearning) -> torch.Tensor:
     return torch.nn.functional.one_hot(q.argmax(1), q.shape[1]).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
 def test_what_is_certain_is_learned_exactly(double):
     """No chance in it and alpha 1: every value is exact once it was tried often enough."""
@@ -203,6 +204,7 @@ class Forbidden(gymnasium.Env):
         return 1, 1.0, self.state == 3, self.state == 2, mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["q_learning", "sarsa", "expected_sarsa"])
 def test_illegal_actions_are_never_taken_nor_believed(target):
     agent = us.QLearning(

@@ -59,6 +59,7 @@ def test_two_steps():
     assert value(agent, MINUS) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [None, "mean", "leave_one_out", "value"])
 @pytest.mark.parametrize("weight", ["return", "reward_to_go"])
 def test_action_decides(baseline, weight):
@@ -263,6 +264,7 @@ def test_a_behaviour_that_is_the_policy_itself_gives_the_plain_gradient(importan
     assert found.norm() > 0.01
 
 
+@pytest.mark.slow
 def test_it_learns_from_what_another_does():
     agent = learned(probes.Both, 5_000, behaviour=uniform)
     assert probability(agent, PLUS, 1) > 0.95

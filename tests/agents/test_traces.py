@@ -78,6 +78,7 @@ def problem(form: str, n_envs: int) -> FiniteVectorEnv:
     return FiniteVectorEnv(us.exact.random_walk(5), n_envs, max_episode_steps=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_those_of_the_box(form, n_envs):

@@ -37,12 +37,14 @@ def learned(kind: str, env, total: int = 4_000, **settings):
     return values, tolerance
 
 
+@pytest.mark.slow
 @every
 def test_constant_reward(kind):
     q, tolerance = learned(kind, probes.ConstantReward)
     assert q(PLUS) == pytest.approx([1, 1], abs=tolerance)
 
 
+@pytest.mark.slow
 @every
 def test_reward_is_observation(kind):
     q, tolerance = learned(kind, probes.RewardIsObservation)
@@ -50,6 +52,7 @@ def test_reward_is_observation(kind):
     assert q(MINUS) == pytest.approx([-1, -1], abs=tolerance)
 
 
+@pytest.mark.slow
 @every
 def test_two_steps(kind):
     q, tolerance = learned(kind, probes.TwoSteps)
@@ -57,12 +60,14 @@ def test_two_steps(kind):
     assert q(MINUS) == pytest.approx([0.5, 0.5], abs=tolerance)
 
 
+@pytest.mark.slow
 @every
 def test_action_decides(kind):
     q, tolerance = learned(kind, probes.ActionDecides)
     assert q(PLUS) == pytest.approx([-1, 1], abs=tolerance)
 
 
+@pytest.mark.slow
 @every
 def test_both(kind):
     q, tolerance = learned(kind, probes.Both)
@@ -70,6 +75,7 @@ def test_both(kind):
     assert q(MINUS) == pytest.approx([1, -1], abs=tolerance)
 
 
+@pytest.mark.slow
 @every
 def test_a_time_limit_is_no_end(kind):
     """Taken for an end, it would be worth 1.75 or less."""

@@ -64,6 +64,7 @@ def final_state(agent: Any) -> dict[str, Any]:
     return {name: (a.dtype, a.shape, a.tobytes()) for name, a in found.items()} | {"meta": meta}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stop_after_every_iteration(task: str, tmp_path: Path) -> None:
     agent, steps = make(task)

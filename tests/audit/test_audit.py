@@ -158,6 +158,7 @@ def test_a_missing_discount(monkeypatch):
     assert "trajectory_surrogate" in fallen("walk")
 
 
+@pytest.mark.slow
 def test_a_one_step_ratio(monkeypatch):
     right = episodes.trajectory_surrogate
 

@@ -55,6 +55,7 @@ def test_it_ends_with_1_where_a_declaration_falls(
     assert "declares no bias, and is" in out
 
 
+@pytest.mark.slow
 def test_files(tmp_path: Path, capsys: Captured) -> None:
     assert code_of(*QUICK, "--output", str(tmp_path / "new" / "folder")) == 0
     folder = tmp_path / "new" / "folder"

@@ -38,6 +38,7 @@ def code_of(*arguments: str) -> int | str | None:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_dpo_trains_and_overrides_win(place, capsys):
     write(place, eval_dataset="rows.jsonl", lora={"r": 2, "target_modules": ["q_proj"]})
     assert code_of("dpo", "config.toml", "--max-steps", "3", "--beta=0.3") == 0
@@ -76,6 +77,7 @@ def test_a_module_is_imported_only_when_that_is_allowed(place, capsys):
     sys.modules.pop("my_judge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

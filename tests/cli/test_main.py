@@ -96,6 +96,7 @@ def test_what_is_not_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
         cli.main(["list"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["list"]])
 def test_a_reader_that_has_read_enough(words: list[str], tmp_path: Path) -> None:
     """As in `upslope --help | head -1`: no traceback, whenever the reader goes."""

@@ -97,6 +97,7 @@ def test_the_options_are_what_is_written_down() -> None:
     assert "sutton_barto_reward" in str(agent.env_kwargs)
 
 
+@pytest.mark.slow
 def test_a_recipe_is_where_it_starts() -> None:
     words = ("--total-timesteps", "300", "--final-episodes", "0", "--name")
     assert code_of("train", "ppo", "CartPole-v1", *words, "a") == 0
@@ -218,6 +219,7 @@ def test_help_of_train(capsys: Captured) -> None:
         assert capsys.readouterr().out.startswith(usage)
 
 
+@pytest.mark.slow
 def test_help_of_every_recipe(capsys: Captured) -> None:
     listed = [(name, env) for name in ALGORITHMS for env in recipes.names(name)]
     for words in listed:
@@ -249,6 +251,7 @@ def test_evaluate(bird: str, capsys: Captured) -> None:
     assert json.loads(Path(bird, "evaluation.json").read_text())["policy"] == "last"
 
 
+@pytest.mark.slow
 def test_video(bird: str, capsys: Captured) -> None:
     capsys.readouterr()
     assert code_of("video", bird, "--seconds", "0.2") == 0

@@ -160,6 +160,7 @@ def test_it_says_so_and_goes_on_exactly(tmp_path):
     assert torch.equal(agent.engine.flat.value, back.engine.flat.value)
 
 
+@pytest.mark.slow
 @needs_tiles
 def test_it_learns():
     agent = us.PPO.from_recipe("CartPole-v1", engine="bfloat16", seed=3)

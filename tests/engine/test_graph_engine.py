@@ -86,6 +86,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("observation", "action", "masked"), CASES)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_its_epochs_are_torchs(observation, action, masked, chunked):
@@ -115,6 +116,7 @@ def test_without_a_largest_norm():
     close(graph, plain)
 
 
+@pytest.mark.slow
 def test_what_was_recorded_is_kept_within_bounds():
     graph, plain = both()
     for rows in range(10, 10 + MOST_GRAPHS + 3):
@@ -159,6 +161,7 @@ def test_a_step_waits_for_nothing(observation, action, masked):
             float(engine.rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [us.PPO, us.ActorCritic, us.REINFORCE])
 def test_learning_is_torchs(agent, monkeypatch):
     def learned() -> TorchEngine:

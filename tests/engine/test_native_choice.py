@@ -294,6 +294,7 @@ def test_the_same_seed_gives_the_same_bits(env):
     assert torch.equal(first.engine.flat.value, second.engine.flat.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_resuming_is_exact(env, tmp_path):
     whole = learned("native", 1, env, steps=2048, normalize_observation=True)[0]

@@ -37,6 +37,7 @@ def applied(layer, x: np.ndarray, threads: int = 1) -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 @each
 @settings(max_examples=60, deadline=None)
 @given(

@@ -102,6 +102,7 @@ def test_values_of_another_length_are_refused():
         engine.network.begin_values(engine._value, rows, short, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [us.PPO, us.ActorCritic])
 @pytest.mark.parametrize("anew", [False, True])
 def test_learning_has_the_same_bits_without_it(agent, anew, monkeypatch):
@@ -129,6 +130,7 @@ def test_learning_has_the_same_bits_without_it(agent, anew, monkeypatch):
     assert torch.equal(learned(), overlapped)
 
 
+@pytest.mark.slow
 def test_only_where_a_core_is_idle():
     assert us.PPO("CartPole-v1", n_envs=2).collector.valuing
     other = us.PPO("CartPole-v1", n_envs=2, backend="async")

@@ -36,6 +36,7 @@ def made(action: spaces.Space, n_envs: int, n_steps: int, shape=(2, 2)):
     return policy, rollout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("n_envs", [1, 7, 300])
 @pytest.mark.parametrize("masked", [False, True])
@@ -87,6 +88,7 @@ def test_where_there_are_none():
     assert engine.rows(rollout, draws) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("agent", [us.PPO, us.REINFORCE])
 def test_agents_learn_the_same_with_copies(agent, env, monkeypatch):

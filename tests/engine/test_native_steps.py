@@ -88,6 +88,7 @@ def exact(policy, rows, loss, index):
     return torch.cat([p.grad.flatten() for p in order]), metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 @settings(max_examples=120, deadline=None)
 @given(

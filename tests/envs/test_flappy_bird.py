@@ -205,6 +205,7 @@ def test_a_seed_is_a_game() -> None:
     assert any((a != b).any() for a, b in zip(first, third, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [0, 1, 157, 158, 400])
 def test_state_continues_bit_for_bit(frames: int) -> None:
     env = FlappyBirdVectorEnv(7, score_limit=4)

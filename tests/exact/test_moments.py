@@ -49,6 +49,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "baseline", "discount_state"), CASES)
 @pytest.mark.parametrize("arrival", [False, True])
 @pytest.mark.parametrize("gamma", [1.0, 0.7, 0.0])
@@ -78,6 +79,7 @@ def test_against_enumeration(gamma, arrival, weight, baseline, discount_state):
             close(m.mean, policy_gradient(mdp, policy_fn, theta), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["return", "reward_to_go"])
 @pytest.mark.parametrize("arrival", [False, True])
 def test_loops_and_sparse(weight, arrival):

@@ -18,6 +18,7 @@ from upslope.exact import FiniteMDP, policy_evaluation, policy_iteration, solve,
 PLANNERS = [policy_iteration, value_iteration]
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 10**6),
     st.sampled_from([(0.0, None), (0.9, None), (1.0, None), (0.5, "average")]),

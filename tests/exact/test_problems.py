@@ -81,6 +81,7 @@ def stay_or_move(theta: torch.Tensor) -> torch.Tensor:
     return torch.stack([stay, 1 - stay], -1)
 
 
+@pytest.mark.slow
 def test_kakade_plateau():
     """The plain gradient sits near 1, the natural one reaches 2."""
     mdp = exact.kakade_two_states()

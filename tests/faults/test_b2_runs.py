@@ -50,6 +50,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_one_before_is_used_and_the_end_is_the_same(
     name: str, never_damaged: Path, tmp_path: Path

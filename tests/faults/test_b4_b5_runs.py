@@ -74,6 +74,7 @@ EDITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new", "listed"), EDITS, ids=[new or old for old, new, _ in EDITS])
 def test_an_edited_configuration_is_refused(folder: Path, old: str, new: str, listed: str) -> None:
     edit(folder, old, new)

@@ -155,6 +155,7 @@ def test_unbiased_as_declared_on_a_finite_support(fresh, n):
     assert report.scale == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", FRESH, ids=NAMES)
 def test_unbiased_as_declared_for_a_normal(fresh):
     mean, deviation = leaf(0.4), leaf(1.2)
@@ -167,6 +168,7 @@ def test_unbiased_as_declared_for_a_normal(fresh):
     assert report.unbiased
 
 
+@pytest.mark.slow
 def test_a_moving_average_with_its_memory_is_unbiased_too():
     theta, f = leaf(0, 1, -1), torch.tensor([1.0, 2, 5]).double()
     baseline = MovingAverage(0.8)

@@ -85,6 +85,7 @@ NO_PATH = FINITE | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make", "f", "truth", "at"), CASES, ids=[c[0] for c in CASES])
 def test_every_distribution_by_every_estimator(name, make, f, truth, at):
     theta = leaf(at)
@@ -179,6 +180,7 @@ def test_integers_and_booleans_count():
     torch.testing.assert_close(mean, logits.softmax(0) @ torch.tensor([0, 1, 2.0]).to(F64))
 
 
+@pytest.mark.slow
 def test_batches_keep_their_shape():
     mu = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3).requires_grad_()
     torch.manual_seed(0)

@@ -116,6 +116,7 @@ def test_weighted_importance_sampling_of_the_book():
     )
 
 
+@pytest.mark.slow
 def test_expectation_with_a_behaviour():
     torch.manual_seed(1)
     mean = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

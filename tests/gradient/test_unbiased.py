@@ -71,6 +71,7 @@ def test_by_quadrature():
     assert [p.data_ptr() for p in report.parameters] == [mean.data_ptr(), deviation.data_ptr()]
 
 
+@pytest.mark.slow
 def test_an_f_that_jumps_is_sampled_against_the_integral():
     mean = leaf(0.5)
     report = check_unbiased(surrogate, D.Normal(mean, 1.0), lambda x: (x > 0).double())
@@ -80,6 +81,7 @@ def test_an_f_that_jumps_is_sampled_against_the_integral():
     assert report.exact.item() == pytest.approx(density, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [lambda t: D.Poisson(t), lambda t: D.Gamma(t, 2.0), lambda t: D.Geometric(t / 4),
@@ -262,6 +264,7 @@ def test_a_missing_gradient_of_f():
     off(check_unbiased(lambda lp, f: surrogate(lp, f.detach()), policy, f))
 
 
+@pytest.mark.slow
 def test_score_and_pathwise_counted_twice():
     """x ~ N(μ, 1), f = x²: 4 μ for 2 μ; with a live x in ln p the score cancels: 2 μ again."""
     mean = leaf(0.7)

@@ -66,6 +66,7 @@ def test_one_step_is_the_equation():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_gradient_does_not_depend_on_the_split(loss_type):
     found = []

@@ -26,6 +26,7 @@ def run(trainer) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_it_learns(name):
     rows = run(cases.grpo(tiny.MODELS[name](), max_steps=25, per_device_train_batch_size=16))
@@ -80,6 +81,7 @@ def test_each_completion_gets_the_reward_of_its_own_row():
     torch.testing.assert_close(made.advantage, expected.flatten())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_the_gradient_does_not_depend_on_the_split(loss_type):
     """The same rollout in micro-batches of whole groups, of one, and of half a group."""

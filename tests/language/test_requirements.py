@@ -24,6 +24,7 @@ def test_what_an_installed_package_lacks_is_not_called_missing():
         need("json.nowhere.else")
 
 
+@pytest.mark.slow
 def test_neither_the_package_nor_the_agents_need_them():
     code = (
         "import sys\n"

@@ -179,6 +179,7 @@ def test_with_one_token_each_it_is_ppo():
 
 
 # ---------------------------------------------------------------- micro-batches
+@pytest.mark.slow
 @given(
     loss_type=st.sampled_from(LOSS_TYPES),
     level=st.sampled_from(LEVELS),

@@ -119,6 +119,7 @@ def test_packed_by_hand():
     assert memory.tolist() == [[6], [0], [5]]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 5))
 @settings(max_examples=100)
 def test_packed(numbers, n):

@@ -254,6 +254,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
 @pytest.mark.parametrize("before", [0, 1, 2, 3, 4, 5])
 def test_going_on_from_a_state_is_going_on(env, before):

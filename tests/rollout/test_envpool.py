@@ -271,6 +271,7 @@ def test_saved_and_resumed_ends_in_the_same_weights(env, tmp_path: Path):
 
 
 # ---------------------------------------------------------------- Atari
+@pytest.mark.slow
 def test_atari_is_what_a_network_for_images_takes():
     with closing(make_stream("Pong-v5", 2)) as stream:
         first = stream.reset(0)

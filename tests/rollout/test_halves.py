@@ -143,6 +143,7 @@ def stepped(stream: Stream, actions: list[np.ndarray], *, ahead: bool) -> list[S
     return steps
 
 
+@pytest.mark.slow
 @needs_envpool
 @pytest.mark.parametrize(
     ("env", "kwargs"),
@@ -266,6 +267,7 @@ def weights(agent: us.PPO) -> list[torch.Tensor]:
     return [p.detach().clone() for p in agent.policy.parameters()]
 
 
+@pytest.mark.slow
 @needs_envpool
 @pytest.mark.skipif(not halves.BUILT, reason="the native engine acts in place")
 @pytest.mark.parametrize(

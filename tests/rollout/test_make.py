@@ -92,6 +92,7 @@ def test_workers_give_the_same_stream_as_this_process():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_workers_are_spawned_and_gone_after_closing():
     stream = make_stream(partial(Chain, limit=2), 1, backend="async")
     processes = stream._env.processes

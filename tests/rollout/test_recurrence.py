@@ -83,6 +83,7 @@ def play(rollout: Rollout, policy, memory: torch.Tensor) -> SimpleNamespace:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("mode", MODES)
 def test_values_and_memory_are_those_of_a_loop(mode, kind):

@@ -100,6 +100,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize("agent", [us.PPO, us.ActorCritic])
 @pytest.mark.parametrize("engine", ["torch", "native"])

@@ -20,6 +20,7 @@ def found(env, **options) -> dict[str, Finding]:
     return {one.about: one for one in examine(env, **{"steps": 2_400} | options)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", "upslope/FlappyBird-v0", lambda: tiny.Walk(8)])
 def test_nothing_is_wrong_with_a_good_one(env):
     levels = {about: one.level for about, one in found(env).items()}
@@ -61,6 +62,7 @@ WRONGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env", "about", "said"), WRONGS, ids=[about for _, about, _ in WRONGS])
 def test_what_is_wrong_is_named(env, about, said):
     one = found(env, steps=4_800)[about]

@@ -40,6 +40,7 @@ def pictures(path: Path) -> np.ndarray:
     return frames[:, header:].reshape(-1, height, width, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["mp4", "gif"])
 @pytest.mark.parametrize("env", ["upslope/FlappyBird-v0", "CartPole-v1"])
 def test_a_video(env: str, ending: str, tmp_path: Path) -> None:
