@@ -50,13 +50,9 @@ FASTER: dict[str, dict[str, Any]] = {
         "total_timesteps": 100_000,
         "settings": {"n_envs": 32, "n_epochs": 10, "learning_rate": "linear(2e-3)"},
     },
-    # With the recipe's 1e-3 a seed now and then stays where landing brings 190, or comes out late:
-    # seed 6 on one machine, 200 to 221 in up to 640,000 steps. With this 212 to 254 all got there,
-    # half of them within 200,000 steps, the slowest in 580,000.
-    "LunarLander-v3": {"settings": {"learning_rate": "linear(7e-4)"}},
     # With 4 epochs and the recipe's step of 1e-3 about one seed in ten stayed below 50 pipes; with
     # half the step and tanh about one of twenty did not reach 1,000. A horizon of 100 frames in
-    # place of 200 and a step that falls sooner took 4 to 12 million frames with the eight that were
+    # place of 200 and a step that falls sooner took 6 to 12 million frames with the eight that were
     # tried (200 to 207); a horizon of 50 missed one of six.
     "upslope/FlappyBird-v0": {
         "total_timesteps": 20_000_000,
