@@ -29,7 +29,7 @@ language-demo: $(READY) ## GRPO on addition beside its control, and DPO to GRPO 
 	$(BIN)/python benchmarks/language_frontier.py
 	$(BIN)/python benchmarks/language_addition.py
 
-check: $(READY) ## lint, format, types, imports and the fast tests, in under 90 seconds
+check: $(READY) ## lint, format, types, imports and the fast tests, in about 90 seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
