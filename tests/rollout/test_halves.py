@@ -118,6 +118,34 @@ def test_results_in_any_order_come_to_their_places(monkeypatch):
         assert pool.mixed > 10
 
 
+@pytest.mark.skipif(not halves.BUILT, reason="the native part")
+def test_the_native_part_places_what_it_takes_and_leaves_the_rest_alone():
+    def placed(rows: Any, part: np.ndarray, given: list[bool]) -> tuple[bool, list[np.ndarray]]:
+        ours = [np.array(given), np.zeros((3, 2)), np.array([False, False, True]), np.zeros((3, 2))]
+        first, wholes, second, others = ours
+        return halves._native.place(rows, [part], first, [wholes], second, [others]), ours
+
+    rows, part = np.array([2, 0], np.int32), np.arange(4.0).reshape(2, 2) + 1
+    took, (first, wholes, second, others) = placed(rows, part, [True, False, False])
+    assert took
+    np.testing.assert_array_equal(wholes, [[0, 0], [0, 0], [1, 2]])
+    np.testing.assert_array_equal(others, [[3, 4], [0, 0], [0, 0]])
+    assert first.tolist() == [True, False, True]
+    assert second.tolist() == [True, False, True]
+    for wrong in (
+        (rows, part, [True, False, True]),  # environment 2 is noted in both
+        (rows.astype(np.int64), part, [False] * 3),
+        (rows + 1, part, [False] * 3),
+        (rows, part.astype(np.float32), [False] * 3),
+        (rows, part[:, ::-1], [False] * 3),
+    ):
+        took, (first, wholes, _, others) = placed(*wrong)
+        assert not took
+        assert not wholes.any()
+        assert not others.any()
+        assert first.tolist() == wrong[2]
+
+
 def test_nothing_is_begun_at_the_limit():
     pool = Pool(1)
     stepper = Halves(pool, lambda action, rows: (action, rows), N, limit=2)
