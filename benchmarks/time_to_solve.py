@@ -52,8 +52,8 @@ FASTER: dict[str, dict[str, Any]] = {
     },
     # With 4 epochs and the recipe's step of 1e-3 about one seed in ten stayed below 50 pipes; with
     # half the step, tanh and 6 epochs one of 36 did not reach 1,000. A horizon of 100 frames in
-    # place of 200 and a step that falls sooner took 6 to 12 million frames with the eight that were tried
-    # (200 to 207); a horizon of 50 missed one of six.
+    # place of 200 and a step that falls sooner took 6 to 12 million frames with the eight that
+    # were tried (200 to 207); a horizon of 50 missed one of six.
     "upslope/FlappyBird-v0": {
         "total_timesteps": 20_000_000,
         "settings": {
