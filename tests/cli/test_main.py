@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,10 +123,13 @@ def test_help_imports_nothing_slow() -> None:
 
 
 def test_help_comes_in_under_four_tenths_of_a_second() -> None:
+    """Of processor time, which other work on the same cores does not lengthen."""
+
     def seconds() -> float:
-        begun = time.perf_counter()
+        begun = os.times()
         subprocess.run([*COMMAND, "--help"], env=environment(), capture_output=True, check=True)
-        return time.perf_counter() - begun
+        ended = os.times()
+        return ended.children_user + ended.children_system - sum(begun[2:4])
 
     assert min(seconds() for _ in range(3)) < 0.4
 
