@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import upslope as us
 from tests.rollout.chain import Chain
+from upslope.agents import evaluation
 from upslope.agents.evaluation import run_episodes
 from upslope.errors import ArgumentError
 
@@ -131,3 +132,12 @@ def test_no_episodes_are_refused(episodes):
 def test_an_unknown_environment_is_refused():
     with pytest.raises(ArgumentError, match="mean 'CartPole-v1'"):
         us.evaluate_policy(Still(), "CartPoel-v1", 3)
+
+
+def test_an_episode_that_may_never_end_is_warned_of(monkeypatch):
+    monkeypatch.setattr(evaluation, "LONG", 40)
+    monkeypatch.setattr(evaluation, "ENDLESS", "an episode of 40 steps")
+    with pytest.warns(UserWarning, match="an episode of 40 steps") as said:
+        us.evaluate_policy(Still(), lambda: Chain(limit=41), 2, n_envs=1)
+    assert len(said) == 2
+    us.evaluate_policy(Still(), lambda: Chain(limit=39), 2, n_envs=1)  # warnings are errors here

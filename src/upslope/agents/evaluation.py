@@ -6,6 +6,7 @@ J = E[sum_t r_t],   estimated by the mean over n episodes, undiscounted, of unch
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,12 @@ from upslope.rollout.autoreset import final_info
 from upslope.rollout.make import make_stream
 
 AT_ONCE = 100
+LONG = 100_000
+"""Steps of an episode after which it is said that it may never end."""
+ENDLESS = (
+    f"an episode of the evaluation has gone on for {LONG:,} steps: where none ends, neither does "
+    "the evaluation. env_kwargs={'max_episode_steps': 1000} limits what gymnasium.make makes"
+)
 
 
 @dataclass(slots=True)
@@ -79,7 +86,8 @@ def run_episodes(
     """Play `n_episodes` whole episodes in vector environments; returns them in order of place.
 
     Each environment plays a fixed share of the episodes, so that short ones are not favoured.
-    `interrupted` is asked at every step: Interrupted is raised when it returns an exit code.
+    `interrupted` is asked at every step: Interrupted is raised when it returns an exit code. An
+    episode of LONG steps is warned of, since it may be one that never ends.
     """
     if n_episodes < 1:
         raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
@@ -106,6 +114,8 @@ def run_episodes(
             step = stream.step(action)
             total += step.reward
             length += step.valid
+            if (length == LONG).any():
+                warnings.warn(ENDLESS, stacklevel=3)
             start = step.terminated | step.truncated
             if start.any():
                 score = final_info(step.info, "score")
@@ -140,7 +150,8 @@ def evaluate_policy(
     The episodes are played in `n_envs` environments at once (at most 100 by default). With
     `return_episode_rewards=True` returns the list of returns and the list of lengths in steps
     instead. Changes nothing about the agent's training. `interrupted` is asked at every step, and
-    Interrupted raised when it returns an exit code.
+    Interrupted raised when it returns an exit code. Waits for every episode to end, and warns of
+    one that has gone on for 100,000 steps.
 
     Raises ArgumentError for an environment or a number of episodes that it cannot take.
     """
