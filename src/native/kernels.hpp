@@ -5,22 +5,40 @@
 #include "cells.hpp"
 #include "decoding.hpp"
 #include "shuffle.hpp"
+#include "temporal.hpp"
 
 namespace {
 
-void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
-              const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
+// of_block(first row, rows, their block, whether to add) for each block of a slice
+template <class OfBlock>
+inline void each_block([[maybe_unused]] const float* packed, int rows, int block, const OfBlock& of_block) {
 #ifdef UPSLOPE_TILES
   if (packed) begin_tiles();
 #endif
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
-                      Scratch{scratch});
+    of_block(b, here, int(padded(here)), b > 0);
   }
 #ifdef UPSLOPE_TILES
   if (packed) end_tiles();
 #endif
+}
+
+void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
+              const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
+  each_block(packed, rows, block, [&](int b, int here, int size, bool add) {
+    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, size, sums, add, metrics,
+                      Scratch{scratch});
+  });
+}
+
+void temporal(const Plan& plan, const TemporalLoss& loss, const float* parameters, const float* packed,
+              const Transitions& batch, const int64_t* index, int rows, int block, float* sums, double* metrics,
+              float* scratch) {
+  each_block(packed, rows, block, [&](int b, int here, int size, bool add) {
+    temporal_of_block(plan, loss, {parameters, packed}, batch, index + b, here, size, sums, add, metrics,
+                      Scratch{scratch});
+  });
 }
 
 void act(const Plan& plan, const float* parameters, const float* observation, const double* uniform,
@@ -88,15 +106,28 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
   }
 }
 
-void values(const Plan& plan, const float* parameters, const float* observation, int rows, float* value,
-            float* scratch_floats) {
-  Scratch scratch{scratch_floats};
+// What a chain behind the trunk gives for rows of observations, [outputs][block].
+inline const float* outputs(const Plan& plan, const Chain& chain, const float* parameters, const float* observation,
+                            int rows, int block, Scratch scratch) {
   Trace trace;
-  const int block = rows <= LINE ? LINE : BLOCK;
   const float* input = gather(plan, observation, nullptr, rows, block, scratch);
   const float* seen = forward(plan.trunk, {parameters, nullptr}, input, block, trace, scratch);
-  const float* found = forward(plan.critic, {parameters, nullptr}, seen, block, trace, scratch);
+  return forward(chain, {parameters, nullptr}, seen, block, trace, scratch);
+}
+
+void values(const Plan& plan, const float* parameters, const float* observation, int rows, float* value,
+            float* scratch) {
+  const int block = rows <= LINE ? LINE : BLOCK;
+  const float* found = outputs(plan, plan.critic, parameters, observation, rows, block, {scratch});
   for (int b = 0; b < rows; ++b) value[b] = found[b];
+}
+
+void numbers(const Plan& plan, const float* parameters, const float* observation, int rows, float* out,
+             float* scratch) {
+  const int block = rows <= LINE ? LINE : BLOCK;
+  const float* found = outputs(plan, plan.actor, parameters, observation, rows, block, {scratch});
+  for (int b = 0; b < rows; ++b)
+    for (int a = 0; a < plan.size; ++a) out[int64_t{b} * plan.size + a] = found[int64_t{a} * block + b];
 }
 
 void join(const float* const* slices, int count, int64_t n, float* out) {
@@ -186,6 +217,8 @@ const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,
                                  gradient,
                                  act,
                                  values,
+                                 temporal,
+                                 numbers,
                                  join,
                                  join_turned,
                                  square,

@@ -9,8 +9,7 @@
 #include <tuple>
 
 #include "binding.hpp"
-#include "pool.hpp"
-#include "sums.hpp"
+#include "training.hpp"
 
 namespace upslope {
 
@@ -30,8 +29,8 @@ class Network {
     plan_.log_std = log_std;
     const int seen = chain(trunk, plan_.trunk, inputs);
     plan_.size = chain(actor, plan_.actor, seen);
-    need(chain(critic, plan_.critic, seen) == 1, "the critic must end in one number");
-    need(!actor.empty() && !critic.empty(), "actor and critic need a layer each");
+    need(critic.empty() || chain(critic, plan_.critic, seen) == 1, "the critic must end in one number");
+    need(!actor.empty(), "the actor needs a layer");
     int total = 0;
     for (const int n : choices) need(n > 0, "a choice is of at least one action"), total += n;
     need(choices.empty() ? log_std >= 0 : total == plan_.size, "the head does not fit the actor");
@@ -41,7 +40,7 @@ class Network {
       parameters_ = std::max(parameters_, log_std + plan_.size);
     }
     plan_.widest = std::max<int64_t>(plan_.widest, plan_.size);
-    sums_.emplace(plan_);
+    training_.emplace(plan_);
   }
 
   // One step of Adam on each minibatch, in turn: `sizes` [K] of them follow one another in `index`. Puts the means of what
@@ -56,16 +55,14 @@ class Network {
                 std::tuple<double, double, double> ratio, double value_range, double value_weight,
                 double entropy_weight, std::optional<Vector<const int64_t>> chunk_rows,
                 std::optional<Rows<float>> chunk_gradients, const Descent& descent, bool bfloat16, int threads) {
-    const int64_t m = observation.shape(0), rows = index.shape(0), n = parameters.shape(0), steps = sizes.shape(0);
-    check(parameters.shape(0), observation.shape(1));
-    for (const auto* each : {&gradient, &first_moment, &second_moment})
-      need(int64_t(each->shape(0)) == n, "buffers differ in size");
-    need(int64_t(metrics.shape(0)) == steps && metrics.shape(1) == METRICS + 1, "metrics of another size");
+    const int64_t m = observation.shape(0), n = parameters.shape(0);
+    need(has_critic(), "there is no critic");
+    check(n, observation.shape(1));
+    const Buffers buffers = buffers_of(parameters, gradient, first_moment, second_moment);
+    const Minibatches minibatches = minibatches_of(index, m, sizes, metrics);
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
-    need(within(index, m), "index is out of range");
-    need(total_of(sizes) == rows, "minibatches do not fit the index");
-    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
+    check_tiles(bfloat16);
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
@@ -84,7 +81,7 @@ class Network {
               0.0f};
     Chunks chunks;
     if (chunk_rows) {
-      need(steps > 0 && total_of(*chunk_rows) == sizes.data()[0] && chunk_gradients &&
+      need(!minibatches.sizes.empty() && total_of(*chunk_rows) == minibatches.sizes[0] && chunk_gradients &&
                chunk_gradients->shape(0) == chunk_rows->shape(0) && int64_t(chunk_gradients->shape(1)) <= n,
            "chunks do not fit the first minibatch or their gradients");
       chunks.rows.assign(chunk_rows->data(), chunk_rows->data() + chunk_rows->shape(0));
@@ -93,25 +90,49 @@ class Network {
       chunks.total.resize(n);
     }
     finish();
-    if (bfloat16 && !packed_) packed_ = zeros(packed_size(plan_));
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    const Buffers buffers{n, parameters.data(), gradient.data(), first_moment.data(), second_moment.data()};
-    const int64_t* here = index.data();
-    for (int64_t k = 0; k < steps; here += sizes.data()[k], ++k) {
-      const int64_t size = sizes.data()[k];
-      double* found = metrics.data() + k * (METRICS + 1);
-      std::fill_n(found, METRICS + 1, 0.0);
-      loss.sample_weight = float(1.0 / double(size));
-      if (bfloat16) kernels->pack_weights(plan_, buffers.parameters, packed_.get());
-      const double square = run(loss, buffers.parameters, bfloat16 ? packed_.get() : nullptr, batch, here, size,
-                                buffers.gradient, found, chunks, threads);
-      const double norm = found[METRICS] = std::sqrt(square);
-      chunks = {};
-      if (!std::isfinite(norm)) return k;
-      sums_->descend(descent.settings(descent.step + k, norm), buffers, threads);
-    }
-    return steps;
+    auto kernel = [&](const float* packed, float sample_weight, auto... rest) {
+      Loss own = loss;
+      own.sample_weight = sample_weight;
+      kernels->gradient(plan_, own, parameters.data(), packed, batch, rest...);
+    };
+    return training_->steps(kernel, minibatches, buffers, descent, bfloat16, std::move(chunks), threads);
+  }
+
+  // The same for action-values, which are the actor's numbers: steps down E[(q(s, a) - y)^2] / 2, or Huber's loss, where
+  // y = R + D max_a' q_next(s', a'), the maximum over legal actions. Where the next observation is given, the network
+  // itself chooses a' there.
+  int64_t train_action_values(Vector<float> parameters, Vector<float> gradient, Vector<float> first_moment,
+                              Vector<float> second_moment, Rows<double> metrics, Rows<const float> observation,
+                              Vector<const int64_t> choice, Vector<const float> reward, Vector<const float> discount,
+                              Rows<const float> next_q, Given<const float> next_observation, Rows<const bool> next_legal,
+                              Vector<const int64_t> index, Vector<const int64_t> sizes, bool huber,
+                              const Descent& descent, bool bfloat16, int threads) {
+    const int64_t m = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    check_action_values();
+    const Buffers buffers = buffers_of(parameters, gradient, first_moment, second_moment);
+    const Minibatches minibatches = minibatches_of(index, m, sizes, metrics);
+    for (const int64_t rows : {choice.shape(0), reward.shape(0), discount.shape(0), next_q.shape(0), next_legal.shape(0)})
+      need(rows == m, "a column of the batch has another number of rows");
+    for (const int64_t columns : {next_q.shape(1), next_legal.shape(1)})
+      need(columns == plan_.size, "there is another number of actions");
+    check_tiles(bfloat16);
+    const Transitions batch{observation.data(),
+                            choice.data(),
+                            reward.data(),
+                            discount.data(),
+                            next_q.data(),
+                            rows_of(next_observation, m, plan_.inputs),
+                            reinterpret_cast<const uint8_t*>(next_legal.data())};
+    finish();
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    auto kernel = [&](const float* packed, float sample_weight, auto... rest) {
+      kernels->temporal(plan_, {huber, sample_weight}, parameters.data(), packed, batch, rest...);
+    };
+    return training_->steps(kernel, minibatches, buffers, descent, bfloat16, {}, threads);
   }
 
   void act(Vector<const float> parameters, Rows<const float> observation, Given<const double> uniform,
@@ -130,25 +151,67 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    prepare(threads);
+    training_->prepare(threads);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * BLOCK;
       auto part = [from](auto* all, int64_t width) { return all ? all + from * width : nullptr; };
       kernels->act(plan_, parameters.data(), part(observation.data(), plan_.inputs), part(uniforms, size),
                    part(normals, size), part(allowed, size), int(std::min<int64_t>(BLOCK, rows - from)),
                    part(choices, plan_.actions()), part(numbers, size), part(log_prob.data(), 1),
-                   scratch_[worker].get());
+                   training_->scratch(worker));
     };
     in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+  // q(s, a) for each action, into `out` [B][A].
+  void action_values(Vector<const float> parameters, Rows<const float> observation, Rows<float> out, int threads) {
+    const int64_t rows = observation.shape(0);
+    check(parameters.shape(0), observation.shape(1));
+    check_action_values();
+    need(int64_t(out.shape(0)) == rows && int64_t(out.shape(1)) == plan_.size, "out has another shape");
+    finish();
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    numbers(parameters.data(), observation.data(), rows, out.data(), threads);
+  }
+
+  // Draws from (1 - epsilon) [a greedy] + epsilon / n over n legal actions: whether any one, and which, by uniform [2][B].
+  void explore(Vector<const float> parameters, Rows<const float> observation, Rows<const float> uniform,
+               Given<const bool> mask, float epsilon, Vector<int64_t> choice, Vector<float> log_prob, int threads) {
+    const int64_t rows = observation.shape(0), size = plan_.size;
+    check(parameters.shape(0), observation.shape(1));
+    check_action_values();
+    need(uniform.shape(0) == 2 && int64_t(uniform.shape(1)) == rows, "uniform has another shape");
+    need(int64_t(choice.shape(0)) == rows && int64_t(log_prob.shape(0)) == rows, "choice or log_prob has other rows");
+    const bool* allowed = rows_of(mask, rows, size);
+    finish();
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    q_.resize(rows * size);
+    numbers(parameters.data(), observation.data(), rows, q_.data(), threads);
+    for (int64_t b = 0; b < rows; ++b) {
+      auto legal = [&](int64_t a) { return allowed == nullptr || allowed[b * size + a]; };
+      int64_t count = 0, greedy = 0, any = 0;
+      float best = -INFINITY;
+      for (int64_t a = 0; a < size; ++a) {
+        const float q = q_[b * size + a];
+        if (!legal(a)) continue;
+        if (count++ == 0 || q > best || (q != q && best == best)) best = q, greedy = a;
+      }
+      int64_t left = std::min(int64_t(uniform.data()[rows + b] * float(count)), count - 1);
+      while (any + 1 < size && (!legal(any) || left-- > 0)) ++any;
+      const int64_t taken = choice.data()[b] = uniform.data()[b] < epsilon ? any : greedy;
+      log_prob.data()[b] = std::log(epsilon / float(count) + (taken == greedy ? 1 - epsilon : 0.0f));
+    }
   }
 
   // Lets other threads begin to put v(s) of each row into `value`; `finish`, or any other call, does what is left.
   void begin_values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
     check(parameters.shape(0), observation.shape(1));
-    need(value.shape(0) == observation.shape(0), "value has another number of rows");
+    need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     const std::lock_guard lock(mutex_);
-    prepare(threads);
+    training_->prepare(threads);
     begun_.emplace(Values{*this, parameters, observation, value});
     const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->block(task, worker); };
     begin(begun_->blocks(), threads, work, &*begun_);
@@ -162,13 +225,13 @@ class Network {
 
   void values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
     check(parameters.shape(0), observation.shape(1));
-    need(value.shape(0) == observation.shape(0), "value has another number of rows");
+    need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     Values all{*this, parameters, observation, value};
     auto work = [&](int task, int worker) { all.block(task, worker); };
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    prepare(threads);
+    training_->prepare(threads);
     in_parallel(all.blocks(), threads, work);
   }
 
@@ -198,10 +261,25 @@ class Network {
     need(int64_t(inputs) == plan_.inputs, "observation has another width");
   }
 
-  static int64_t total_of(const Vector<const int64_t>& sizes) {
-    int64_t total = 0;
-    for (size_t i = 0; i < sizes.shape(0); ++i) need(sizes.data()[i] > 0, "a part without rows"), total += sizes.data()[i];
-    return total;
+  void numbers(const float* parameters, const float* observation, int64_t rows, float* out, int threads) {
+    training_->prepare(threads);
+    auto work = [&](int task, int worker) {
+      const int64_t from = int64_t{task} * BLOCK;
+      kernels->numbers(plan_, parameters, observation + from * plan_.inputs, int(std::min<int64_t>(BLOCK, rows - from)),
+                       out + from * plan_.size, training_->scratch(worker));
+    };
+    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+  }
+
+  bool has_critic() const { return !plan_.critic.empty(); }
+
+  void check_action_values() const {
+    const bool alone = plan_.trunk.empty() && !has_critic();
+    need(plan_.choices.size() == 1 && alone, "action-values are of one choice, without a trunk or a critic");
+  }
+
+  void check_tiles(bool bfloat16) const {
+    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
   }
 
   template <class T>
@@ -210,10 +288,6 @@ class Network {
     need(given->ndim() > 0 && int64_t(given->shape(0)) == rows && int64_t(given->size()) == rows * width,
          "action, noise or mask has another shape");
     return given->data();
-  }
-
-  void prepare(int threads) {
-    while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
   }
 
   struct Values {  // v(s) of each row, block by block; it keeps the arrays
@@ -227,65 +301,15 @@ class Network {
       const int64_t from = int64_t{task} * BLOCK, inputs = network.plan_.inputs;
       kernels->values(network.plan_, parameters.data(), observation.data() + from * inputs,
                       int(std::min<int64_t>(BLOCK, observation.shape(0) - from)), value.data() + from,
-                      network.scratch_[worker].get());
+                      network.training_->scratch(worker));
     }
   };
-
-  struct Chunks {
-    std::vector<int64_t> rows;  // of each; none: the gradient of each is not asked for
-    float* gradients = nullptr;
-    int64_t kept = 0;  // of the parameters
-    std::vector<float> total;  // of one chunk after the first
-  };
-
-  // Puts the gradient of the rows `index` into `gradient`, adds to the metrics, and returns the gradient's squared norm.
-  //
-  // Rows are cut into blocks, blocks into slices; a slice adds its blocks in order into its own sums, and the slices are
-  // added in order. Neither cut depends on the number of threads, so the result does not either. No slice is of two
-  // chunks.
-  double run(const Loss& loss, const float* parameters, const float* packed, const Batch& batch, const int64_t* index,
-             int64_t rows, float* gradient, double* metrics, Chunks& chunks, int threads) {
-    const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
-    const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
-    const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
-    std::vector<int64_t> begins{0}, slices;  // where each slice begins; how many each part has
-    for (const int64_t part : parts) {
-      const int64_t blocks = (part + block - 1) / block, first = begins.back();
-      const int64_t room = std::max<int64_t>(1, fit / int64_t(parts.size()));
-      int64_t n = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, room});
-      if (n > 4) n -= n % 4;  // as many for each of two or four threads
-      for (int64_t s = 1; s <= n; ++s) begins.push_back(first + std::min(blocks * s / n * block, part));
-      slices.push_back(n);
-    }
-    const int count = int(begins.size()) - 1;
-    prepare(threads);
-    sums_->begin(count, std::max(threads, 1));
-    std::vector<double> found(count * METRICS, 0.0);
-    auto work = [&](int slice, int worker) {
-      kernels->gradient(plan_, loss, parameters, packed, batch, index + begins[slice],
-                        int(begins[slice + 1] - begins[slice]), block, sums_->take(slice, worker), &found[slice * METRICS], scratch_[worker].get());
-    };
-    in_parallel(count, threads, work);
-    for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
-    if (chunks.rows.empty()) return sums_->join(0, count, gradient, threads);
-    std::vector<float>& other = chunks.total;
-    const int64_t n = other.size();
-    for (int k = 0, first = 0; k < int(parts.size()); first += int(slices[k]), ++k) {
-      float* own = k == 0 ? gradient : other.data();
-      sums_->join(first, int(slices[k]), own, threads);
-      const float share = float(double(rows) / double(parts[k]));
-      for (int64_t i = 0; i < chunks.kept; ++i) chunks.gradients[k * chunks.kept + i] = own[i] * share;
-      for (int64_t i = 0; k > 0 && i < n; ++i) gradient[i] += own[i];
-    }
-    return sums_->square(gradient, threads);
-  }
 
   Plan plan_{};
   int64_t parameters_ = 0;  // at least as many are needed
   std::mutex mutex_;
-  std::vector<Floats> scratch_;
-  Floats packed_;             // weights for tiles, where they are asked for
-  std::optional<Sums> sums_;  // made with the whole plan
+  std::optional<Training> training_;  // made with the whole plan
+  std::vector<float> q_;      // of the last exploration
   std::optional<Values> begun_;  // which other threads may be at
 };
 
@@ -302,6 +326,13 @@ void bind_network(nb::module_& m) {
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
            "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "bfloat16"_a, "threads"_a)
+      .def("train_action_values", &Network::train_action_values, "parameters"_a, "gradient"_a, "first_moment"_a,
+           "second_moment"_a, "metrics"_a, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
+           "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "bfloat16"_a,
+           "threads"_a)
+      .def("explore", &Network::explore, "parameters"_a, "observation"_a, "uniform"_a, "mask"_a.none(), "epsilon"_a,
+           "choice"_a, "log_prob"_a, "threads"_a)
+      .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_a, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
            "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a)
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)

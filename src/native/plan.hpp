@@ -74,7 +74,24 @@ struct Loss {
   float sample_weight;  // 1 / rows of the minibatch
 };
 
+// Transitions, row-major: see losses/bellman.py.
+struct Transitions {
+  const float* observation;       // [M][inputs]
+  const int64_t* choice;          // [M]
+  const float* reward;            // [M]: R
+  const float* discount;          // [M]: D
+  const float* next_q;            // [M][size], of the target network
+  const float* next_observation;  // [M][inputs], where the network itself is to choose; else null
+  const uint8_t* next_legal;      // [M][size], 1 where an action is allowed
+};
+
+struct TemporalLoss {
+  bool huber;
+  float sample_weight;  // 1 / rows of the minibatch
+};
+
 enum Metric { POLICY_LOSS, VALUE_LOSS, ENTROPY, APPROX_KL, CLIP_FRACTION, METRICS };
+enum TemporalMetric { TD_LOSS, TD_ERROR, Q };
 
 struct Adam {
   float learning_rate, beta_1, beta_2, root_correction, epsilon;  // rate and root are already corrected for bias
@@ -120,6 +137,11 @@ struct Kernels {
               float* scratch);
   void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
                  float* scratch);
+  // The same of action-values, whose plan has an actor and nothing else.
+  void (*temporal)(const Plan&, const TemporalLoss&, const float* parameters, const float* packed, const Transitions&,
+                   const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch);
+  // the numbers of the head, [rows][size]
+  void (*numbers)(const Plan&, const float* parameters, const float* observation, int rows, float* out, float* scratch);
   void (*join)(const float* const* slices, int count, int64_t n, float* out);  // out[i] = sum over slices
   // out [columns][rows] = the sum over slices, [rows][row] of which `columns` are read, turned
   void (*join_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);

@@ -59,6 +59,41 @@ class Network:
         bfloat16: bool,
         threads: int,
     ) -> int: ...
+    def train_action_values(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        first_moment: np.ndarray,
+        second_moment: np.ndarray,
+        metrics: np.ndarray,
+        observation: np.ndarray,
+        choice: np.ndarray,
+        reward: np.ndarray,
+        discount: np.ndarray,
+        next_q: np.ndarray,
+        next_observation: np.ndarray | None,
+        next_legal: np.ndarray,
+        index: np.ndarray,
+        sizes: np.ndarray,
+        huber: bool,
+        descent: Descent,
+        bfloat16: bool,
+        threads: int,
+    ) -> int: ...
+    def explore(
+        self,
+        parameters: np.ndarray,
+        observation: np.ndarray,
+        uniform: np.ndarray,
+        mask: np.ndarray | None,
+        epsilon: float,
+        choice: np.ndarray,
+        log_prob: np.ndarray,
+        threads: int,
+    ) -> None: ...
+    def action_values(
+        self, parameters: np.ndarray, observation: np.ndarray, out: np.ndarray, threads: int
+    ) -> None: ...
     def act(
         self,
         parameters: np.ndarray,

@@ -42,9 +42,10 @@ def reference_update(agent: us.DQN, rollout) -> list[torch.Tensor]:
     return [p.detach() for p in online.parameters()]
 
 
+@pytest.mark.parametrize("engine", ["torch", "auto"])
 @pytest.mark.parametrize("settings", [{}, {"double": True, "n_steps": 3}, {"huber": False}])
-def test_an_update_is_what_its_description_says(settings):
-    chosen = SMALL | {"learning_starts": 64} | settings
+def test_an_update_is_what_its_description_says(settings, engine):
+    chosen = SMALL | {"learning_starts": 64, "engine": engine} | settings
     agent = us.DQN("CartPole-v1", gradient_steps=5, learning_rate=1e-2, **chosen)
     agent.learn(60)
     assert agent.engine.steps == 0
@@ -131,7 +132,6 @@ def test_observations_of_every_kind(observation, tmp_path):
     [
         ("Pendulum-v1", {}, "DQN takes a Discrete action space"),
         ("CartPole-v1", {"policy": "gru"}, "no memory"),
-        ("CartPole-v1", {"engine": "native"}, "engine='native' does not apply"),
         ("CartPole-v1", {"gradient_steps": 0}, "gradient_steps=0"),
         ("CartPole-v1", {"tau": 2.0}, "tau=2.0"),
         ("CartPole-v1", {"train_freq": 0}, "train_freq=0"),
@@ -153,12 +153,13 @@ GOLDEN = {
 }
 
 
-def test_golden_numbers():
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_golden_numbers(engine):
     """After three updates; a change here is a change of what everyone's runs give."""
     rows: list[dict[str, float]] = []
     agent = us.DQN(
         "CartPole-v1", seed=0, n_envs=4, train_freq=8, learning_starts=0, double=True, n_steps=2,
-        target_update_interval=32, learning_rate=1e-3, gradient_steps=1,
+        target_update_interval=32, learning_rate=1e-3, gradient_steps=1, engine=engine,
     )  # fmt: skip
     before = agent.engine.flat.value.double()
     agent.learn(80, lambda _, row: rows.append(row))
@@ -166,4 +167,5 @@ def test_golden_numbers():
     found = {name: rows[-1][name] for name in ("value_loss", "q")}
     found["moved"] = (agent.engine.flat.value.double() - before).norm().item()
     found["moment"] = agent.engine.flat.first_moment.double().norm().item()
-    assert found == {name: pytest.approx(x, rel=1e-5) for name, x in GOLDEN.items()}
+    # q is a mean of numbers of either sign, each rounded
+    assert found == {name: pytest.approx(x, rel=1e-5, abs=3e-7) for name, x in GOLDEN.items()}

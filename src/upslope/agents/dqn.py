@@ -30,6 +30,8 @@ from upslope.agents.agent import Agent
 from upslope.agents.config import AgentConfig
 from upslope.agents.experience import make_collector
 from upslope.agents.schedules import value_at
+from upslope.engine.flat import FlatParameters
+from upslope.engine.twins import twin
 from upslope.losses.bellman import double_q_target, q_target, td_loss
 from upslope.policies.action_values import ActionValues, make_action_values
 from upslope.policies.actor_critic import ActorCritic
@@ -84,6 +86,7 @@ class DQNConfig(AgentConfig):
     """Longest gradient that is taken whole, as a 2-norm; None never clips; smaller is steadier."""
 
 
+@twin("temporal")
 def dqn_loss(
     policy: ActionValues, batch: Transitions, *, double: bool, huber: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -116,6 +119,9 @@ class DQN(Agent[DQNConfig]):
     def __init__(self, env: Environment, *misplaced: Any, **settings: Any) -> None:
         super().__init__(env, *misplaced, **settings)
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
+        self.target_flat = FlatParameters(self.target, self.target.policy_parameters())
+        config = self.config
+        self.loss = partial(dqn_loss, double=config.double, huber=config.huber)
 
     def iterate(self) -> dict[str, float]:
         """Explore for `train_freq` steps, then update."""
@@ -145,26 +151,22 @@ class DQN(Agent[DQNConfig]):
         updates = rollout.n_valid if config.gradient_steps < 0 else config.gradient_steps
         draws = generator(config.seed, "replay", self.iteration)
         learning_rate = value_at(config.learning_rate, self.progress_remaining)
-        loss = partial(dqn_loss, double=config.double, huber=config.huber)
-        history: list[dict[str, Tensor]] = []
-        size = config.batch_size
-        batch = replay.sample(updates * size, draws, gamma=config.gamma, n=config.n_steps)
-        batch = batch.to(self.device)
+        rows = updates * config.batch_size
+        batch = replay.sample(rows, draws, gamma=config.gamma, n=config.n_steps).to(self.device)
         batch.next_q = self.target_values(batch.next_observation)
-        for index in torch.arange(updates * size).split(size):
-            history.append(self.engine.step(loss, batch, index, learning_rate))
-        return logged | means_of(history)
+        minibatches = torch.arange(rows).split(config.batch_size)
+        metrics = self.engine.epoch(self.loss, batch, minibatches, learning_rate)
+        return logged | means_of([metrics])
 
     @torch.no_grad()
     def target_values(self, observation: Tensor) -> Tensor:
         """Return q_target(s, a) for each action, [M, A]."""
-        return torch.cat([self.target.q(rows) for rows in observation.split(ROWS_AT_ONCE)])
+        parts = observation.split(ROWS_AT_ONCE)
+        return torch.cat([self.engine.q(rows, self.target_flat) for rows in parts])
 
     def renew_target(self) -> None:
         """Move q_target towards q: target + tau (q - target)."""
-        with torch.no_grad():
-            for old, new in zip(self.target.parameters(), self.policy.parameters(), strict=True):
-                old.lerp_(new, self.config.tau)
+        self.target_flat.value.lerp_(self.engine.flat.value, self.config.tau)
 
     # -- set-up --------------------------------------------------------------------------------
 
@@ -190,4 +192,5 @@ class DQN(Agent[DQNConfig]):
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return q_target's parameters."""
-        return {f"target/{name}": p.data for name, p in self.target.named_parameters()}
+        flat = self.target_flat
+        return {f"target/{name}": part for name, part in flat.named(flat.value).items()}

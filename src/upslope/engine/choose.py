@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from upslope.engine.graph_engine import GraphEngine
 from upslope.engine.native_engine import NativeEngine
+from upslope.engine.native_values import NativeValues
 from upslope.engine.structure import Unfit, refused
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError
+from upslope.policies.action_values import ActionValues
 from upslope.policies.actor_critic import ActorCritic
 
 
@@ -24,8 +26,9 @@ def make_engine(engine: str, policy: ActorCritic, *, max_grad_norm: float | None
         if policy.memory_size > 0:
             raise ArgumentError("engine='graph' takes a policy without memory: engine='torch'")
         return GraphEngine(policy, max_grad_norm=max_grad_norm)
+    kind = NativeValues if isinstance(policy, ActionValues) else NativeEngine
     try:
-        return NativeEngine(
+        return kind(
             policy,
             max_grad_norm=max_grad_norm,
             demanded=engine != "auto",

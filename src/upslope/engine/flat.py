@@ -25,6 +25,7 @@ class FlatParameters:
     """
 
     def __init__(self, module: nn.Module, leading: Iterable[nn.Parameter] = ()) -> None:
+        self.module = module
         first = list(leading)
         chosen = {id(parameter) for parameter in first}
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -8,7 +8,7 @@ are added in another order than torch's, always the same one, whatever the numbe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upslope.engine.arrays import COLUMNS, columns_of, plain
 from upslope.engine.native_rows import NativeRows, draw
 from upslope.engine.structure import Unfit, refused, structure_of
 from upslope.engine.torch_engine import BETA_1, BETA_2, Indexable, Loss, TorchEngine
@@ -31,18 +32,21 @@ try:
 except ImportError as error:  # installed where there was no C++ compiler
     MISSING = f"it was not built when Upslope was installed ({error})"
 
-COLUMNS = {"log_prob": "old_log_prob", "value": "old_value"}
-COLUMNS |= {name: name for name in ("advantage", "target")}
 FIELDS = {"observation", "action", "action_mask", *COLUMNS}
 
 
 class NativeEngine(TorchEngine):
     """Takes the steps of a `TorchEngine` on the same buffers; raises Unfit for other policies.
 
+    It is for actors with critics: `native_values` has the one for action-values.
+
     `demanded`: a loss or a batch that it does not know is refused, not handed to torch. `bfloat16`:
     in a step, products of layers whose widths are multiples of 32 take weights, activations and
     their gradients rounded to 8 bits, 2^-9 of each at most; sums, and acting, stay float32's.
     """
+
+    surrogates: tuple[str, ...] = ("clipped", "plain")
+    """The losses that it has twins of: see `twins`."""
 
     def __init__(
         self,
@@ -139,21 +143,13 @@ class NativeEngine(TorchEngine):
                 self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
         names = METRICS[how.surrogate]
         found = np.empty((len(parts), 6))  # five metrics, and the norm
-        taken = self.network.train(
-            self._value,
-            self._gradient,
-            *self._moments,
-            found,
+        taken = self._train(
+            *(self._value, self._gradient, *self._moments, found),
+            how=how,
+            chunks=chunks,
             **arrays,
             index=index.numpy(),
             sizes=parts.sizes,
-            clipped=how.surrogate == "clipped",
-            ratio=(1 - how.clip_range, 1 + how.clip_range, how.clip_range),
-            value_range=-1.0 if how.clip_range_vf is None else how.clip_range_vf,
-            value_weight=how.vf_coef,
-            entropy_weight=how.ent_coef,
-            chunk_rows=None if chunks is None else chunks.sizes.numpy(),
-            chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
             descent=self._descent(learning_rate),
             bfloat16=self.bfloat16,
             threads=self.threads,
@@ -163,6 +159,24 @@ class NativeEngine(TorchEngine):
             self.check_finite(found[taken, 5])
         columns = torch.from_numpy(found.astype(np.float32)).unbind(1)
         return dict(zip(names, columns, strict=False)) | {"gradient_norm": columns[5]}
+
+    def _train(
+        self, *buffers: np.ndarray, how: Coefficients, chunks: Chunks | None, **given: Any
+    ) -> int:
+        """Take the steps on the buffers; return how many were taken."""
+        network: Any = self.network
+        taken: int = network.train(
+            *buffers,
+            **given,
+            clipped=how.surrogate == "clipped",
+            ratio=(1 - how.clip_range, 1 + how.clip_range, how.clip_range),
+            value_range=-1.0 if how.clip_range_vf is None else how.clip_range_vf,
+            value_weight=how.vf_coef,
+            entropy_weight=how.ent_coef,
+            chunk_rows=None if chunks is None else chunks.sizes.numpy(),
+            chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
+        )
+        return taken
 
     def _descent(self, learning_rate: float) -> Any:
         return _native.Descent(
@@ -240,7 +254,7 @@ class NativeEngine(TorchEngine):
 
     def _rows(self, observation: Any) -> np.ndarray | None:
         """Return observations as the network takes them, [B, inputs]; None if they are not so."""
-        if not _plain(observation, torch.float32):
+        if not plain(observation, torch.float32):
             return None
         flat = observation.numpy().reshape(len(observation), -1)
         return flat if flat.shape[1] == self.structure.inputs else None
@@ -248,7 +262,10 @@ class NativeEngine(TorchEngine):
     def _coefficients(self, loss: Loss) -> Coefficients | str:
         """Return what the loss's twin is called with, or why there is none; kept for a loss."""
         if self._loss is None or self._loss[0] is not loss:
-            self._loss = loss, coefficients(loss)
+            found = coefficients(loss)
+            if isinstance(found, Coefficients) and found.surrogate not in self.surrogates:
+                found = f"the loss is not one of {type(self.policy).__name__}"
+            self._loss = loss, found
         return self._loss[1]
 
     def _arrays(self, batch: Any) -> dict[str, Any] | str:
@@ -267,7 +284,7 @@ class NativeEngine(TorchEngine):
         changed = {name for name in tensors if tensors[name] is not before.get(name, self)}
         if changed:
             if isinstance(found, dict) and changed <= COLUMNS.keys():
-                columns = _columns(tensors, changed)
+                columns = columns_of(tensors, changed)
                 found = columns if isinstance(columns, str) else found | columns
             else:
                 found = self._read(tensors)
@@ -282,11 +299,11 @@ class NativeEngine(TorchEngine):
         if observation is None:
             return "observations are not float32 numbers in memory, one row after the other"
         choices, action, mask = self.structure.choices, batch["action"], batch.get("action_mask")
-        if not _plain(action, torch.int64 if choices else torch.float32):
+        if not plain(action, torch.int64 if choices else torch.float32):
             return f"actions are not {'int64' if choices else 'float32'}"
-        if mask is not None and not _plain(mask, torch.bool):
+        if mask is not None and not plain(mask, torch.bool):
             return "action_mask is not of bools"
-        columns = _columns(batch, COLUMNS)
+        columns = columns_of(batch, COLUMNS)
         if isinstance(columns, str):
             return columns
         return columns | {
@@ -295,22 +312,3 @@ class NativeEngine(TorchEngine):
             "action": None if choices else action.numpy(),
             "mask": None if mask is None else mask.reshape(len(mask), -1).numpy(),
         }
-
-
-def _columns(batch: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | str:
-    """Return some columns of a batch by the names `train` has for them, or which does not fit."""
-    for name in names:
-        if not _plain(batch[name], torch.float32) or batch[name].dim() != 1:
-            return f"{COLUMNS[name]} is not float32 [M]"
-    return {COLUMNS[name]: batch[name].numpy() for name in names}
-
-
-def _plain(tensor: Any, dtype: torch.dtype) -> bool:
-    """Say whether a tensor can be read in place: on the CPU, of this type, without gaps."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.device.type == "cpu"
-        and tensor.dtype == dtype
-        and tensor.is_contiguous()
-        and not tensor.requires_grad
-    )

@@ -2,7 +2,7 @@
 
 It takes perceptrons (a trunk that may be empty, an actor, a critic) of linear layers with biases,
 with tanh, relu, silu or nothing after each, over one Box of numbers; and heads of categoricals or
-of independent normals with one log sigma each.
+of independent normals with one log sigma each. Action-values are an actor without a critic.
 """
 
 from __future__ import annotations

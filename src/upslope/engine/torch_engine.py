@@ -160,6 +160,15 @@ class TorchEngine:
         """Return v(s), [B]."""
         return self.policy.value(observation)
 
+    def q(self, observation: Tensor, flat: FlatParameters | None = None) -> Tensor:
+        """Return q(s, a) of each action, [B, A], of a policy of action-values.
+
+        Or those of another of the same shape, whose parameters are `flat`.
+        """
+        policy: Any = (flat or self.flat).module
+        found: Tensor = policy.q(observation)
+        return found
+
     def rows(self, rollout: Rollout, generator: torch.Generator) -> Rows | None:
         """Return what acts as `act` does on the rows of a rollout, in place; None if nothing."""
         return None

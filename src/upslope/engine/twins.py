@@ -3,13 +3,15 @@
     @twin("clipped")                                          @twin("plain")
     def ppo_loss(policy, batch, *, clip_range, ...)           def a2c_loss(policy, batch, *, ...)
 
-    clipped   -E[min(rho A, clip(rho, 1-eps, 1+eps) A)] + c_v E[(v - G)^2] - c_e E[H]
-    plain     -E[A ln pi(a|s)]                          + c_v E[(v - G)^2] - c_e E[H]
+    clipped    -E[min(rho A, clip(rho, 1-eps, 1+eps) A)] + c_v E[(v - G)^2] - c_e E[H]
+    plain      -E[A ln pi(a|s)]                          + c_v E[(v - G)^2] - c_e E[H]
+    temporal   E[huber(q(s, a) - y)]
 
 The twin is the same function in C++, read from the coefficients that the loss is called with:
-`clip_range` (eps), `clip_range_vf`, `vf_coef` (c_v), `ent_coef` (c_e). A registered loss reads a
-batch's observation, action, log_prob, value, advantage, target (and action_mask, where there is
-one), and returns as metrics those of METRICS. Tests hold the two equal.
+`clip_range` (eps), `clip_range_vf`, `vf_coef` (c_v), `ent_coef` (c_e); `double`, `huber`. The first
+two read a batch's observation, action, log_prob, value, advantage, target (and action_mask, where
+there is one), the third is DQN's, of `Transitions`. Metrics are those of METRICS. Tests hold a loss
+and its twin equal.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 METRICS = {
     "clipped": ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"),
     "plain": ("policy_loss", "value_loss", "entropy"),
+    "temporal": ("value_loss", "td_error", "q"),
 }
 _SURROGATES: dict[Callable[..., Any], str] = {}
 
@@ -38,6 +41,8 @@ class Coefficients:
     clip_range_vf: float | None = None
     vf_coef: float = 0.0
     ent_coef: float = 0.0
+    double: bool = False
+    huber: bool = True
 
 
 COEFFICIENTS = frozenset(Coefficients.__dataclass_fields__) - {"surrogate"}

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from upslope.errors import ArgumentError, UpslopeError
-from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.actor_critic import ActorCritic, Perceptrons
 from upslope.policies.features import Features, has_images
 from upslope.policies.layout import Layout
 from upslope.policies.memory import Sequences
@@ -98,6 +98,13 @@ class ActionValues(ActorCritic):
                 f"[{len(observation)}, {self.head.size}]"
             )
         return values
+
+    def perceptrons(self) -> Perceptrons | None:
+        """Return the network's layers, if they are all of it and its input is one Box."""
+        network = self.network
+        if not (isinstance(network, QNetwork) and network.features.plain):
+            return None
+        return Perceptrons((), network.layers, ())
 
     def step(
         self, observation: Tensor, memory: Tensor, mask: Tensor | None = None

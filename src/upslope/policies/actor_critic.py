@@ -46,7 +46,7 @@ class Rows(Protocol):
 
 
 class Perceptrons(NamedTuple):
-    """A policy that is nothing else: head(actor(trunk(s))), and critic(trunk(s)) the value."""
+    """A policy that is nothing else: head(actor(trunk(s))), critic(trunk(s)) the value, if any."""
 
     trunk: Iterable[nn.Module]
     actor: Iterable[nn.Module]
@@ -208,11 +208,10 @@ class NetworkActorCritic(ActorCritic):
     def perceptrons(self) -> Perceptrons | None:
         """Return the two networks, which share nothing; None with memory or more than one Box."""
         head, features = self.head, self.features
-        box = isinstance(features.layout.space, gymnasium.spaces.Box)
-        plain = isinstance(features, Features) and not len(features.networks)
+        plain = isinstance(features, Features) and features.plain
         plain_head = head.scale == "parameter" and not head.squash
         one_value = self.critic[-1].out_features == 1
-        if not (box and plain and plain_head and one_value and self.memory is None):
+        if not (plain and plain_head and one_value and self.memory is None):
             return None
         return Perceptrons((), self.actor, self.critic)
 

@@ -60,6 +60,11 @@ class Features(nn.Module):
             for number, part in enumerate(self.layout.parts)
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether they are the numbers of one Box, as they are."""
+        return isinstance(self.layout.space, spaces.Box) and not len(self.networks)
+
     def forward(self, observation: Tensor) -> Tensor:
         """Return the features, [B, size]."""
         rows = observation.reshape(-1, *self.layout.shape)
