@@ -25,6 +25,7 @@ from upslope.engine.native_values import NativeValues
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, NotFiniteError
 from upslope.policies.action_values import ActionValues, EpsilonGreedy, make_action_values
+from upslope.rollout.buffer import Rollout
 from upslope.rollout.replay import Transitions
 from upslope.seeding import generator
 
@@ -213,6 +214,27 @@ def test_it_acts_as_epsilon_greedy_would(rows, actions, epsilon, masked, seed):
     assert torch.equal(action, wanted)
     torch.testing.assert_close(log_prob, expected.log_prob(wanted))
     assert after is memory
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("parts", [[None], [slice(0, 3), slice(3, 6)]], ids=["whole", "halves"])
+def test_rows_are_filled_with_what_acting_gives(masked, parts):
+    steps, n_envs, engine = 20, 6, NativeValues(values_of(), max_grad_norm=None)
+    float32, int64 = np.dtype(np.float32), np.dtype(np.int64)
+    rollout = Rollout(steps, n_envs, ((INPUTS,), float32), ((), int64))
+    rollout.observation[:] = np.random.default_rng(0).normal(size=rollout.observation.shape)
+    mask = transitions_for(engine.policy, INPUTS, n_envs, 3).next_legal if masked else None
+    rows, draws = engine.rows(rollout, generator(5, "act")), generator(5, "act")
+    assert rows is not None
+    for t in range(steps):
+        engine.policy.epsilon.fill_(0.1 * (t % 7))
+        for part in parts:
+            rows.act(t, None if mask is None else mask.numpy(), part)
+        seen = torch.from_numpy(rollout.observation[t])
+        action, log_prob, _ = engine.act(seen, draws, torch.zeros(n_envs, 0), mask)
+        np.testing.assert_array_equal(rollout.action[t], action)
+        assert torch.equal(rollout.log_prob[t], log_prob)
+    assert not rows.begin_value(0)
 
 
 def test_values_of_other_parameters():

@@ -42,8 +42,6 @@ from upslope.rollout.replay import Replay, Transitions
 from upslope.rollout.statistics import means_of
 from upslope.seeding import generator
 
-ROWS_AT_ONCE = 1024
-
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(AgentConfig):
@@ -153,16 +151,10 @@ class DQN(Agent[DQNConfig]):
         learning_rate = value_at(config.learning_rate, self.progress_remaining)
         rows = updates * config.batch_size
         batch = replay.sample(rows, draws, gamma=config.gamma, n=config.n_steps).to(self.device)
-        batch.next_q = self.target_values(batch.next_observation)
+        batch.next_q = self.engine.q(batch.next_observation, self.target_flat)
         minibatches = torch.arange(rows).split(config.batch_size)
         metrics = self.engine.epoch(self.loss, batch, minibatches, learning_rate)
         return logged | means_of([metrics])
-
-    @torch.no_grad()
-    def target_values(self, observation: Tensor) -> Tensor:
-        """Return q_target(s, a) for each action, [M, A]."""
-        parts = observation.split(ROWS_AT_ONCE)
-        return torch.cat([self.engine.q(rows, self.target_flat) for rows in parts])
 
     def renew_target(self) -> None:
         """Move q_target towards q: target + tau (q - target)."""

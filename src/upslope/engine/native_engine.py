@@ -240,8 +240,11 @@ class NativeEngine(TorchEngine):
             inputs = rollout.observation[0, 0].size
             if tuple(array.dtype for array in given) != kinds or inputs != self.structure.inputs:
                 return None
-            self._filling = NativeRows(self.network, self._value, self.structure, rollout)
+            self._filling = self._rows_of(rollout)
         return self._filling.begin(generator, self.threads)
+
+    def _rows_of(self, rollout: Rollout) -> NativeRows:
+        return NativeRows(self.network, self._value, self.structure, rollout)
 
     def finish(self) -> None:
         """Do what is left of what was begun."""

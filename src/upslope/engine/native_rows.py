@@ -55,11 +55,7 @@ class NativeRows:
 
     def act(self, t: int, mask: np.ndarray | None, part: slice | None = None) -> None:
         """Draw actions into row t, or a part of it, with the numbers that torch would draw."""
-        ahead = t % AHEAD
-        if ahead == 0 and (part is None or part.start == 0):
-            for noise in self.noise:
-                draw(noise, self.choices, self.generator)
-        row = self.drawn[ahead], self.action[t], self.observation[t], self.log_prob[t]
+        row = self._noise(t, part), self.action[t], self.observation[t], self.log_prob[t]
         noise, action, observation, log_prob = row if part is None else (x[part] for x in row)
         self.network.act(
             self.parameters,
@@ -72,6 +68,14 @@ class NativeRows:
             log_prob=log_prob,
             threads=self.acting if part is None else 1,  # the other half is on the others
         )
+
+    def _noise(self, t: int, part: slice | None) -> np.ndarray:
+        """Return the noise of row t, drawn for some rows at once."""
+        ahead = t % AHEAD
+        if ahead == 0 and (part is None or part.start == 0):
+            for noise in self.noise:
+                draw(noise, self.choices, self.generator)
+        return self.drawn[ahead]
 
     def begin_value(self, t: int) -> bool:
         """Let the other threads begin with v(s) of row t, if there are any and rows enough."""

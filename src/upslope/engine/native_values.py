@@ -11,12 +11,41 @@ from torch import Tensor
 from upslope.engine.arrays import plain
 from upslope.engine.flat import FlatParameters
 from upslope.engine.native_engine import NativeEngine
+from upslope.engine.native_rows import NativeRows
 from upslope.engine.twins import Coefficients
 from upslope.policies.action_values import ActionValues
 from upslope.rollout.buffer import Chunks, Rollout
 
 COLUMNS = ("reward", "discount")
 FIELDS = {"observation", "action", *COLUMNS, "next_observation", "next_legal", "next_q"}
+
+
+class GreedyRows(NativeRows):
+    """Acts on the rows of one rollout, greedily but for the share `epsilon` [], as it is then."""
+
+    def __init__(self, *given: Any) -> None:
+        *rest, self.epsilon = given
+        super().__init__(*rest)
+        self.noise = torch.empty(len(self.noise), 2, self.rollout.n_envs)
+        self.drawn = list(self.noise.numpy())
+
+    def act(self, t: int, mask: np.ndarray | None, part: slice | None = None) -> None:
+        """Draw actions into row t, or a part of it, with the numbers that torch would draw."""
+        noise, rows = self._noise(t, part), part or slice(None)
+        self.network.explore(
+            self.parameters,
+            self.observation[t][rows],
+            noise if part is None else np.ascontiguousarray(noise[:, part]),
+            None if mask is None else mask[rows],
+            epsilon=float(self.epsilon),
+            choice=self.action[t][rows],
+            log_prob=self.log_prob[t][rows],
+            threads=1,
+        )
+
+    def begin_value(self, t: int) -> bool:
+        """Begin nothing: an update does not need the values of a rollout."""
+        return False
 
 
 class NativeValues(NativeEngine):
@@ -61,8 +90,9 @@ class NativeValues(NativeEngine):
         """Return max_a q(s, a), [B]."""
         return self.q(observation).amax(-1)
 
-    def rows(self, rollout: Rollout, generator: torch.Generator) -> None:
-        """Return nothing: it acts on copies."""
+    def _rows_of(self, rollout: Rollout) -> GreedyRows:
+        epsilon = self.policy.epsilon.numpy()
+        return GreedyRows(self.network, self._value, self.structure, rollout, epsilon)
 
     def _train(
         self, *buffers: np.ndarray, how: Coefficients, chunks: Chunks | None, **given: Any

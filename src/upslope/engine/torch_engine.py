@@ -27,6 +27,7 @@ from upslope.rollout.acting import Rows
 from upslope.rollout.buffer import Chunks, Rollout
 
 BETA_1, BETA_2 = 0.9, 0.999
+ROWS_AT_ONCE = 1024  # whose action-values are found at once
 
 Gathered = TypeVar("Gathered", covariant=True)
 
@@ -161,13 +162,13 @@ class TorchEngine:
         return self.policy.value(observation)
 
     def q(self, observation: Tensor, flat: FlatParameters | None = None) -> Tensor:
-        """Return q(s, a) of each action, [B, A], of a policy of action-values.
+        """Return q(s, a) of each action, [B, A], of a policy of action-values; no gradient.
 
         Or those of another of the same shape, whose parameters are `flat`.
         """
         policy: Any = (flat or self.flat).module
-        found: Tensor = policy.q(observation)
-        return found
+        with torch.no_grad():
+            return torch.cat([policy.q(rows) for rows in observation.split(ROWS_AT_ONCE)])
 
     def rows(self, rollout: Rollout, generator: torch.Generator) -> Rows | None:
         """Return what acts as `act` does on the rows of a rollout, in place; None if nothing."""
