@@ -5,35 +5,24 @@
 
 PPO with two 64-64 tanh networks, 256 environments of EnvPool on all cores (or as many as a case
 says), rollouts of 16,384 steps. Bare simulation steps the same environments with actions drawn
-before. Everyone is a process of its own, and they take turns: all others are stopped meanwhile. A
-turn is of whole iterations, for two seconds or more, so that what the machine does besides touches
-everyone alike. Ratios are taken round by round, and the median is told with the lowest and the
-highest. Set-up and evaluation are in no turn. Stable-Baselines3 has 8 environments in its process,
-as its users do, with as many steps in a rollout and the same epochs and minibatches.
+before. Everyone takes turns (`turns.py`). Ratios are taken round by round, and the median is told
+with the lowest and the highest. Stable-Baselines3 has 8 environments in its process, as its users
+do, with as many steps in a rollout and the same epochs and minibatches.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import mmap
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pages import folder, machine, write_section
+from turns import Count, counting, rates, ratios
 
-SECONDS = 2.0  # of a turn, at least
-WARM = 3  # times that steps are counted before the first turn
 STEPS = 16_384  # of a rollout
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # environment, how many, settings of PPO
     "HalfCheetah-v5, 10 epochs, minibatches of 2,048": (
@@ -57,10 +46,6 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # environment, how many, 
         {"batch_size": 2048, "n_epochs": 4},
     ),
 }
-
-
-Count = Callable[[int], None]
-"""Told how many steps were taken so far, at the end of each iteration."""
 
 
 def bare(env: str, n_envs: int, _: dict[str, Any], count: Count) -> None:
@@ -120,60 +105,6 @@ CONTESTANTS = {
 }
 
 
-class Contestant:
-    """A process that trains, or only simulates, while it is not stopped."""
-
-    def __init__(self, python: str, case: str, name: str, shared: Path) -> None:
-        path = shared / f"{list(CONTESTANTS).index(name)}"
-        path.write_bytes(bytes(8))
-        self.steps = counter(path)
-        command = [python, __file__, "--cases", case, "--one", name, "--count", str(path)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(WARM):
-            self.until_counted()
-        self.signal(signal.SIGSTOP)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Stop it or let it go on."""
-        os.kill(self.process.pid, number)
-
-    def until_counted(self) -> None:
-        """Wait until it has counted steps once more."""
-        before = self.steps[0]
-        while self.steps[0] == before:
-            time.sleep(0.002)
-            if self.process.poll() is not None:
-                raise SystemExit("a contestant has ended, which none should")
-
-    def turn(self) -> float:
-        """Let it go on for a turn; returns its steps per second."""
-        before, began = self.steps[0], time.perf_counter()
-        self.signal(signal.SIGCONT)
-        while time.perf_counter() - began < SECONDS:
-            self.until_counted()
-        took = time.perf_counter() - began
-        self.signal(signal.SIGSTOP)
-        return (self.steps[0] - before) / took
-
-    def __enter__(self) -> Contestant:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-def counter(path: Path) -> memoryview:
-    """Return a number that several processes share, as one of 64 bits."""
-    with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
-
-
-def spread(found: list[float]) -> str:
-    """Return the median with the lowest and the highest."""
-    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-
-
 def section(lines: list[str], rounds: int) -> str:
     """Return the section of the page on speed."""
     return "\n".join(
@@ -203,37 +134,22 @@ def main() -> None:
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        steps = counter(told.count)
-
-        def count(number: int) -> None:
-            steps[0] = number
-
-        CONTESTANTS[told.one](*CASES[told.cases[0]], count)
+        CONTESTANTS[told.one](*CASES[told.cases[0]], counting(told.count))
     names = [name for name in CONTESTANTS if told.peers or not name.startswith("Stable")]
     lines = [
         "| | | steps per second | of bare simulation | Upslope is faster by |",
         "|---|---|---:|---:|---:|",
     ]
     for case in told.cases:
-        found: dict[str, list[float]] = {name: [] for name in names}
-        with ExitStack() as stack:
-            shared = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pythons = [
-                told.peers if name.startswith("Stable") else sys.executable for name in names
-            ]
-            contestants = {
-                name: stack.enter_context(Contestant(python, case, name, shared))
-                for python, name in zip(pythons, names, strict=True)
-            }
-            for _ in range(told.rounds):
-                for name, contestant in contestants.items():
-                    found[name].append(contestant.turn())
+        commands = {}
         for name in names:
-            rates, ours, pure = found[name], found["Upslope"], found["bare simulation"]
-            share = spread([rate / top for rate, top in zip(rates, pure, strict=True)])
-            ratio = spread([own / rate for own, rate in zip(ours, rates, strict=True)])
-            line = f"| {case} | {name} | {statistics.median(rates):,.0f} | {share} | {ratio} |"
-            lines.append(line)
+            python = told.peers if name.startswith("Stable") else sys.executable
+            commands[name] = [python, __file__, "--cases", case, "--one", name]
+        found = rates(commands, told.rounds)
+        ours, pure = found["Upslope"], found["bare simulation"]
+        for name, own in found.items():
+            cells = f"{statistics.median(own):,.0f} | {ratios(own, pure)} | {ratios(ours, own)}"
+            lines.append(f"| {case} | {name} | {cells} |")
     print("\n".join(lines))
     if told.write:
         write_section(told.write, "simulation", section(lines, told.rounds))

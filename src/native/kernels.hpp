@@ -9,36 +9,28 @@
 
 namespace {
 
-// of_block(first row, rows, their block, whether to add) for each block of a slice
-template <class OfBlock>
-inline void each_block([[maybe_unused]] const float* packed, int rows, int block, const OfBlock& of_block) {
+void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
+              const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
 #ifdef UPSLOPE_TILES
   if (packed) begin_tiles();
 #endif
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    of_block(b, here, int(padded(here)), b > 0);
+    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
+                      Scratch{scratch});
   }
 #ifdef UPSLOPE_TILES
   if (packed) end_tiles();
 #endif
 }
 
-void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
+void temporal(const Plan& plan, const TemporalLoss& loss, const float* parameters, const Transitions& batch,
               const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
-  each_block(packed, rows, block, [&](int b, int here, int size, bool add) {
-    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, size, sums, add, metrics,
+  for (int b = 0; b < rows; b += block) {
+    const int here = rows - b < block ? rows - b : block;
+    temporal_of_block(plan, loss, {parameters, nullptr}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
                       Scratch{scratch});
-  });
-}
-
-void temporal(const Plan& plan, const TemporalLoss& loss, const float* parameters, const float* packed,
-              const Transitions& batch, const int64_t* index, int rows, int block, float* sums, double* metrics,
-              float* scratch) {
-  each_block(packed, rows, block, [&](int b, int here, int size, bool add) {
-    temporal_of_block(plan, loss, {parameters, packed}, batch, index + b, here, size, sums, add, metrics,
-                      Scratch{scratch});
-  });
+  }
 }
 
 void act(const Plan& plan, const float* parameters, const float* observation, const double* uniform,

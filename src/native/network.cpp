@@ -62,7 +62,7 @@ class Network {
     const Minibatches minibatches = minibatches_of(index, m, sizes, metrics);
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
-    check_tiles(bfloat16);
+    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
@@ -108,7 +108,7 @@ class Network {
                               Vector<const int64_t> choice, Vector<const float> reward, Vector<const float> discount,
                               Rows<const float> next_q, Given<const float> next_observation, Rows<const bool> next_legal,
                               Vector<const int64_t> index, Vector<const int64_t> sizes, bool huber,
-                              const Descent& descent, bool bfloat16, int threads) {
+                              const Descent& descent, int threads) {
     const int64_t m = observation.shape(0);
     check(parameters.shape(0), observation.shape(1));
     check_action_values();
@@ -118,7 +118,6 @@ class Network {
       need(rows == m, "a column of the batch has another number of rows");
     for (const int64_t columns : {next_q.shape(1), next_legal.shape(1)})
       need(columns == plan_.size, "there is another number of actions");
-    check_tiles(bfloat16);
     const Transitions batch{observation.data(),
                             choice.data(),
                             reward.data(),
@@ -129,10 +128,10 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    auto kernel = [&](const float* packed, float sample_weight, auto... rest) {
-      kernels->temporal(plan_, {huber, sample_weight}, parameters.data(), packed, batch, rest...);
+    auto kernel = [&](const float*, float sample_weight, auto... rest) {
+      kernels->temporal(plan_, {huber, sample_weight}, parameters.data(), batch, rest...);
     };
-    return training_->steps(kernel, minibatches, buffers, descent, bfloat16, {}, threads);
+    return training_->steps(kernel, minibatches, buffers, descent, false, {}, threads);
   }
 
   void act(Vector<const float> parameters, Rows<const float> observation, Given<const double> uniform,
@@ -278,10 +277,6 @@ class Network {
     need(plan_.choices.size() == 1 && alone, "action-values are of one choice, without a trunk or a critic");
   }
 
-  void check_tiles(bool bfloat16) const {
-    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
-  }
-
   template <class T>
   static T* rows_of(const Given<T>& given, int64_t rows, int64_t width) {
     if (!given) return nullptr;
@@ -328,8 +323,7 @@ void bind_network(nb::module_& m) {
            "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "bfloat16"_a, "threads"_a)
       .def("train_action_values", &Network::train_action_values, "parameters"_a, "gradient"_a, "first_moment"_a,
            "second_moment"_a, "metrics"_a, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
-           "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "bfloat16"_a,
-           "threads"_a)
+           "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "threads"_a)
       .def("explore", &Network::explore, "parameters"_a, "observation"_a, "uniform"_a, "mask"_a.none(), "epsilon"_a,
            "choice"_a, "log_prob"_a, "threads"_a)
       .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_a, "threads"_a)

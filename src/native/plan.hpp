@@ -138,8 +138,8 @@ struct Kernels {
   void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
                  float* scratch);
   // The same of action-values, whose plan has an actor and nothing else.
-  void (*temporal)(const Plan&, const TemporalLoss&, const float* parameters, const float* packed, const Transitions&,
-                   const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch);
+  void (*temporal)(const Plan&, const TemporalLoss&, const float* parameters, const Transitions&, const int64_t* index,
+                   int rows, int block, float* sums, double* metrics, float* scratch);
   // the numbers of the head, [rows][size]
   void (*numbers)(const Plan&, const float* parameters, const float* observation, int rows, float* out, float* scratch);
   void (*join)(const float* const* slices, int count, int64_t n, float* out);  // out[i] = sum over slices

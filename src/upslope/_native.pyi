@@ -77,7 +77,6 @@ class Network:
         sizes: np.ndarray,
         huber: bool,
         descent: Descent,
-        bfloat16: bool,
         threads: int,
     ) -> int: ...
     def explore(

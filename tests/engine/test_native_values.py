@@ -272,6 +272,11 @@ def test_what_it_does_not_know_is_torchs(env, settings, why):
         us.DQN(env, engine="native", **settings)
 
 
+def test_products_in_bfloat16_are_not_for_it():
+    with pytest.raises(ArgumentError, match=r"'bfloat16' is for actors and critics.*'native'"):
+        us.DQN("CartPole-v1", engine="bfloat16")
+
+
 def test_another_loss_or_batch_is_torchs_or_refused():
     policy = values_of()
     batch = transitions_for(policy, INPUTS, 40, 1)

@@ -13,7 +13,9 @@ from upslope.engine.flat import FlatParameters
 from upslope.engine.native_engine import NativeEngine
 from upslope.engine.native_rows import NativeRows
 from upslope.engine.twins import Coefficients
+from upslope.errors import ArgumentError
 from upslope.policies.action_values import ActionValues
+from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.buffer import Chunks, Rollout
 
 COLUMNS = ("reward", "discount")
@@ -53,6 +55,13 @@ class NativeValues(NativeEngine):
 
     policy: ActionValues
     surrogates = ("temporal",)
+
+    def __init__(self, policy: ActorCritic, **settings: Any) -> None:
+        if settings.get("bfloat16"):
+            raise ArgumentError(
+                "engine='bfloat16' is for actors and critics, not for action-values: take 'native'"
+            )
+        super().__init__(policy, **settings)
 
     def q(self, observation: Tensor, flat: FlatParameters | None = None) -> Tensor:
         """Return q(s, a), [B, A]; or those of parameters of the same shape."""
@@ -98,6 +107,7 @@ class NativeValues(NativeEngine):
         self, *buffers: np.ndarray, how: Coefficients, chunks: Chunks | None, **given: Any
     ) -> int:
         assert chunks is None, "what learns from transitions does not measure its gradient"
+        given.pop("bfloat16")
         if not how.double:
             given["next_observation"] = None
         network: Any = self.network
