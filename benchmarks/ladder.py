@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "ladder.json"
 RUNS = Path(__file__).parents[1] / "runs" / "ladder"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "ladder.png"
 LIVES, LIMIT = 20, 1_000
-BUDGET = dict.fromkeys(ALGORITHMS, 20_000_000) | {"dqn": 1_000_000}  # frames
-EVERY = dict.fromkeys(ALGORITHMS, 2_000_000) | {"dqn": 100_000}  # frames between evaluations
+BUDGET = dict.fromkeys(ALGORITHMS, 20_000_000) | {"dqn": 2_000_000}  # frames
+EVERY = dict.fromkeys(ALGORITHMS, 2_000_000) | {"dqn": 200_000}  # frames between evaluations
 # algorithm: what it is called, colour, dashes and marker, to be told apart without colour too
 LINES: dict[str, tuple[str, str, Any, str]] = {
     "q_learning": ("Q-learning", "#7a8790", (0, (1, 1.2)), "s"),
