@@ -18,6 +18,7 @@ from upslope.errors import ArgumentError
 from upslope.returns import gae
 from upslope.rollout import envpool
 from upslope.rollout.make import make_stream
+from upslope.rollout.pool import Pool, fast
 from upslope.rollout.stream import Step, Stream
 from upslope.rollout.values import evaluate_values
 from upslope.seeding import derive32, generator
@@ -245,6 +246,46 @@ def test_segments_have_different_beginnings():
         assert not np.array_equal(stream.reset(None), stream.reset(None))
         stream.reset(2**31 - 1)  # the highest seed there is, and EnvPool adds to it
         assert stream._env._pool.config["seed"] + stream.n_envs <= 2**31
+
+
+def flat(tree: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], np.ndarray]:
+    """What a result holds, by where: infos are nested."""
+    if isinstance(tree, dict):
+        return {k: v for name, part in tree.items() for k, v in flat(part, (*path, name)).items()}
+    if isinstance(tree, tuple):
+        return flat({str(k): part for k, part in enumerate(tree)}, path)
+    return {path: np.asarray(tree)}
+
+
+@pytest.mark.parametrize("env", ["LunarLander-v3", "HalfCheetah-v5", PONG])
+def test_a_pool_gives_what_envpools_own_python_gives(env):
+    """Also in infos, at a time limit, and after a reset of some."""
+    made = {"num_envs": 3, "seed": 7, "max_episode_steps": 5}
+    own = envpool._envpool().make_gymnasium(env, **made)
+    other = fast(envpool._envpool().make_gymnasium(env, **made))
+    assert isinstance(other, Pool)
+    ids, draws = np.arange(3, dtype=np.int32), np.random.default_rng(0)
+    (name, spec) = list(own.spec.action_array_spec.items())[-1]
+    results = [(own.reset(), other.reset(ids))]
+    for t in range(12):
+        shape = (3, *spec.shape[1:])
+        values = draws.integers(0, 2, shape) if spec.dtype == np.int32 else draws.random(shape)
+        actions = {"env_id": ids, "players.env_id": ids, name: values.astype(spec.dtype)}
+        results.append((own.step(actions), other.step(actions)))
+        if t == 6:
+            results.append((own.reset(ids[1:2]), other.reset(ids[1:2])))
+    for one, two in results:
+        seen, wanted = flat(two), flat(one)
+        assert seen.keys() == wanted.keys()
+        assert all(np.array_equal(seen[k], wanted[k]) for k in wanted)
+        assert all(seen[k].dtype == wanted[k].dtype for k in wanted)
+    wrong = {"env_id": ids, "players.env_id": ids, name: np.zeros((3, 5, 5), spec.dtype)}
+    with pytest.raises(RuntimeError, match="Expected shape"):
+        fast(envpool._envpool().make_gymnasium(env, num_envs=3)).send(wrong)
+
+
+def test_a_pool_of_another_make_is_taken_as_it_is():
+    assert fast(other := object()) is other
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "HalfCheetah-v5"])

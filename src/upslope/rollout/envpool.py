@@ -36,6 +36,7 @@ from gymnasium.vector.utils import batch_space
 
 from upslope.errors import ArgumentError, suggest
 from upslope.rollout.halves import Halves
+from upslope.rollout.pool import fast
 
 EQUAL = frozenset(
     {
@@ -142,7 +143,7 @@ class EnvPoolVectorEnv(VectorEnv):
                 raise ArgumentError("reset_mask takes all environments where they are in halves")
             return self.in_halves.reset()
         if mask is None:
-            observation, info = self._pool.reset()
+            observation, info = self._pool.reset(self._ids)
             return observation, info
         rows = np.flatnonzero(mask).astype(np.int32)
         part, info = self._pool.reset(rows)
@@ -182,9 +183,10 @@ class EnvPoolVectorEnv(VectorEnv):
         seed %= 2**31 - self.num_envs  # environment i gets the seed + i, which takes 31 bits
         sizes = {"num_envs": self.num_envs, "batch_size": self.num_envs // (1 + self._halve)}
         with _quiet():
-            self._pool = self._envpool.make_gymnasium(self._id, seed=seed, **sizes, **self._kwargs)
-            _ = self._pool.observation_space  # made when it is first read
-        *_, self._action = self._pool.spec.action_array_spec.items()
+            pool = self._envpool.make_gymnasium(self._id, seed=seed, **sizes, **self._kwargs)
+            _ = pool.observation_space  # made when it is first read
+        *_, self._action = pool.spec.action_array_spec.items()
+        self._pool = fast(pool)
         if self._halve:
             self.in_halves = Halves(self._pool, self._packed, self.num_envs, self._limit)
 
