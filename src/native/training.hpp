@@ -4,6 +4,7 @@
 // added in order. Neither cut depends on the number of threads, so the result does not either.
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -47,6 +48,42 @@ inline Minibatches minibatches_of(const Vector<const int64_t>& index, int64_t ro
   return {index.data(), {sizes.data(), sizes.data() + sizes.shape(0)}, metrics.data()};
 }
 
+// How many threads take the steps of a call. Of small minibatches what one core wrote travels to the other for as long as
+// the work itself takes, or longer, as processors and their neighbours have it. So where there are steps enough, the first
+// ones are taken by 1, 2, 4 ... threads in turn, and the others by as many as were fastest. Bits do not depend on it.
+class Pace {
+ public:
+  Pace(int64_t steps, int threads) : best_(threads) {
+    for (int n = 1; n < threads; n *= 2) options_.push_back(n);
+    options_.push_back(threads);
+    if (steps < 8 * TRIALS * int64_t(options_.size() - 1)) options_.clear();
+  }
+
+  int threads() const { return trying() ? options_[tried_ / TRIALS] : best_; }
+
+  void begin() {
+    if (trying()) began_ = std::chrono::steady_clock::now();
+  }
+
+  void end() {
+    if (!trying()) return;
+    const auto took = std::chrono::steady_clock::now() - began_;
+    if (took < shortest_) shortest_ = took, best_ = threads();
+    ++tried_;
+  }
+
+ private:
+  static constexpr int TRIALS = 4;  // the first has others' numbers in its cache
+
+  bool trying() const { return tried_ < TRIALS * options_.size(); }
+
+  std::vector<int> options_;
+  size_t tried_ = 0;
+  int best_;
+  std::chrono::steady_clock::time_point began_;
+  std::chrono::steady_clock::duration shortest_ = std::chrono::steady_clock::duration::max();
+};
+
 class Training {
  public:
   explicit Training(const Plan& plan) : plan_(plan), sums_(plan) {}
@@ -66,18 +103,21 @@ class Training {
     if (bfloat16 && !packed_) packed_ = zeros(packed_size(plan_));
     const int64_t* index = minibatches.index;
     const int64_t steps = minibatches.sizes.size();
+    Pace pace(steps, std::max(threads, 1));
     for (int64_t k = 0; k < steps; index += minibatches.sizes[k], ++k) {
       const int64_t rows = minibatches.sizes[k];
       double* metrics = minibatches.metrics + k * (METRICS + 1);
       std::fill_n(metrics, METRICS + 1, 0.0);
+      pace.begin();
       if (bfloat16) kernels->pack_weights(plan_, buffers.parameters, packed_.get());
       const float weight = float(1.0 / double(rows));
       auto kernel = [&](auto... rest) { gradient(bfloat16 ? packed_.get() : nullptr, weight, rest...); };
-      const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, threads);
+      const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads());
       const double norm = metrics[METRICS] = std::sqrt(square);
       chunks = {};
       if (!std::isfinite(norm)) return k;
-      sums_.descend(descent.settings(descent.step + k, norm), buffers, threads);
+      sums_.descend(descent.settings(descent.step + k, norm), buffers, pace.threads());
+      pace.end();
     }
     return steps;
   }

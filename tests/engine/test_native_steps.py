@@ -187,6 +187,22 @@ def test_repeats_and_any_number_of_threads_give_the_same_bits(space, size, instr
         assert torch.equal(losses, ends[0][1])
 
 
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_that_are_tried_in_turn_change_no_bit(threads):
+    """A hundred minibatches in one call are enough to try 1, 2, 4 and 8."""
+    rows, was = rows_for(policy_of(), INPUTS, COUNT), torch.get_num_threads()
+    ends = []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            engine = NativeEngine(policy_of(), max_grad_norm=0.5, demanded=True)
+            found = engine.epoch(LOSS, rows, torch.arange(COUNT).split(2), 1e-2)
+            ends.append((engine.flat.value, found["policy_loss"]))
+    finally:
+        torch.set_num_threads(was)
+    assert all(map(torch.equal, *ends))
+
+
 @pytest.mark.parametrize("sizes", [[35, 35], [1, 69], [10, 20, 40]], ids=str)
 def test_chunk_gradients_are_torchs(sizes, instruction_set):
     rows, index = rows_for(policy_of(), INPUTS, COUNT), indices(1)[0]
