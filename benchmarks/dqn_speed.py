@@ -14,14 +14,13 @@ requirements-peers.txt.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from pages import folder, machine, write_section
-from turns import Count, counting, rates, ratios
+from pages import folder, write_section
+from turns import Count, counting, measured, rates, ratios
 
 SHARED: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -123,8 +122,7 @@ def section(lines: list[str], rounds: int) -> str:
             "",
             *lines,
             "",
-            f"{rounds} rounds of turns of two seconds or more; who has no turn is stopped. "
-            f"Measured {datetime.date.today()}, {machine()}.",
+            measured(rounds),
         ]
     )
 

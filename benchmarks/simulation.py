@@ -13,15 +13,14 @@ do, with as many steps in a rollout and the same epochs and minibatches.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import folder, machine, write_section
-from turns import Count, counting, rates, ratios
+from pages import folder, write_section
+from turns import Count, counting, measured, rates, ratios
 
 STEPS = 16_384  # of a rollout
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # environment, how many, settings of PPO
@@ -117,8 +116,7 @@ def section(lines: list[str], rounds: int) -> str:
             "",
             *lines,
             "",
-            f"{rounds} rounds of turns of two seconds or more; who has no turn is stopped. "
-            f"Measured {datetime.date.today()}, {machine()}.",
+            measured(rounds),
         ]
     )
 

@@ -7,6 +7,7 @@ its steps in it at the end of each iteration.
 
 from __future__ import annotations
 
+import datetime
 import mmap
 import os
 import signal
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+
+from pages import machine
 
 SECONDS = 2.0  # of a turn, at least
 WARM = 3  # times that steps are counted before the first turn
@@ -96,6 +99,12 @@ def counting(path: Path) -> Count:
         steps[0] = number
 
     return count
+
+
+def measured(rounds: int) -> str:
+    """Return the sentence below a table: how, when, and on what."""
+    how = f"{rounds} rounds of turns of two seconds or more; who has no turn is stopped."
+    return f"{how} Measured {datetime.date.today()}, {machine()}."
 
 
 def spread(found: list[float]) -> str:

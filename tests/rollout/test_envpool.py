@@ -245,7 +245,7 @@ def test_segments_have_different_beginnings():
         assert len(np.unique(np.concatenate(first), axis=0)) == 8
         assert not np.array_equal(stream.reset(None), stream.reset(None))
         stream.reset(2**31 - 1)  # the highest seed there is, and EnvPool adds to it
-        assert stream._env._pool.config["seed"] + stream.n_envs <= 2**31
+        assert stream._env._pool.pool.config["seed"] + stream.n_envs <= 2**31
 
 
 def flat(tree: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], np.ndarray]:

@@ -18,7 +18,6 @@ class Pool:
 
     def __init__(self, pool: Any) -> None:
         self.pool = pool
-        self.config = pool.config
         self._actions = list(pool._action_keys)
         names = list(pool._state_keys)
         told = ("obs", "reward", "done", "trunc", "elapsed_step")
