@@ -8,7 +8,7 @@ namespace {
 using namespace upslope;
 
 // ---------------------------------------------------------------- a chain of layers
-struct Trace {  // what a chain computed: outputs of each layer and a row of ones, inputs of each silu, [features][block]
+struct Trace {  // outputs of each layer, inputs of each silu: [rows][padded(features)], of a head [numbers][block]
   float* output[64];
   float* before[64];
 };
@@ -23,75 +23,99 @@ inline void activate(Activation activation, float* x, float* before, int64_t n) 
   }
 }
 
-// From dL/doutput, `delta`, to dL/d(what the activation was given), turned into `turned` [block][row] where that is given,
-// and kept in `delta` if asked for. Rows are read and written up to a multiple of LINE.
-inline void slope(Activation activation, const float* output, const float* before, float* delta, int rows, int block,
-                  bool keep, float* turned) {
-  auto through = [&](auto local) {
-    auto value = [=](int64_t row, int64_t column) {
-      const int64_t at = row * block + column;
-      const vec d = local(load(delta + at), at);
-      if (keep) store(delta + at, d);
-      return d;
-    };
-    if (turned) return turn(value, padded(rows), block, turned, padded(rows));
-    for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < block; c += W) value(r, c);
-  };
-  if (activation == Activation::none && turned) through([](vec d, int64_t) { return d; });
+// Calls f(local), where local(d, i) is dL/d(what the activation was given) of W numbers from the i-th on, d = dL/doutput.
+template <class F>
+inline void with_slope(Activation activation, const float* output, const float* before, F f) {
+  if (activation == Activation::none) f([](vec d, int64_t) { return d; });
   if (activation == Activation::tanh)
-    through([=](vec d, int64_t at) {
-      const vec y = load(output + at);
+    f([=](vec d, int64_t i) {
+      const vec y = load(output + i);
       return d - d * y * y;
     });
-  if (activation == Activation::relu)
-    through([=](vec d, int64_t at) { return load(output + at) > 0.0f ? d : vec{}; });
+  if (activation == Activation::relu) f([=](vec d, int64_t i) { return load(output + i) > 0.0f ? d : vec{}; });
   if (activation == Activation::silu)
-    through([=](vec d, int64_t at) {
-      const vec s = sigmoid(load(before + at));
-      return d * (s + load(output + at) * (1.0f - s));
+    f([=](vec d, int64_t i) {
+      const vec s = sigmoid(load(before + i));
+      return d * (s + load(output + i) * (1.0f - s));
     });
 }
 
-inline const float* forward(const Chain& chain, const Weights& weights, const float* input, int block, Trace& trace,
+// Takes delta [rows][row] through the slope in place, and puts its sum over rows, the bias's gradient, into `sums` [row], or
+// adds it.
+template <int C, class Local>
+inline void slope_columns(Local local, float* delta, int64_t row, int rows, float* sums, bool add) {
+  vec total[C];
+  for (int q = 0; q < C; ++q) total[q] = add ? load(sums + q * W) : vec{};
+  for (int64_t b = 0, at = 0; b < rows; ++b, at += row)
+    for (int q = 0; q < C; ++q) {
+      const vec d = local(load(delta + at + q * W), at + q * W);
+      store(delta + at + q * W, d);
+      total[q] += d;
+    }
+  for (int q = 0; q < C; ++q) store(sums + q * W, total[q]);
+}
+
+inline void slope(Activation activation, const float* output, const float* before, float* delta, int64_t row, int rows,
+                  float* sums, bool add) {
+  for (int64_t c = 0; c < row;) {
+    const bool four = row - c >= 4 * W;
+    with_slope(activation, output + c, before + c, [&](auto local) {
+      four ? slope_columns<4>(local, delta + c, row, rows, sums + c, add)
+           : slope_columns<1>(local, delta + c, row, rows, sums + c, add);
+    });
+    c += four ? 4 * W : W;
+  }
+}
+
+// x [rows][padded(inputs)] through a chain of layers.
+inline const float* forward(const Chain& chain, const Weights& weights, const float* x, int rows, int block, Trace& trace,
                             Scratch& scratch) {
   for (size_t l = 0; l < chain.size(); ++l) {
     const Layer& layer = chain[l];
-    const int64_t size = int64_t{layer.outputs} * block;
-    float* output = trace.output[l] = scratch.take(padded(layer.outputs + 1) * block);
-    trace.before[l] = layer.activation == Activation::silu ? scratch.take(size) : nullptr;
-    outputs_of(layer, weights, input, block, output, scratch);
-    if (layer.activation != Activation::none) activate(layer.activation, output, trace.before[l], size);
-    fill(output + size, 1.0f, block);
-    input = output;
+    const int64_t wide = padded(layer.outputs), size = layer.head ? int64_t{layer.outputs} * block : rows * wide;
+    float* output = trace.output[l] = scratch.take(wide * block);
+    trace.before[l] = layer.activation == Activation::silu ? scratch.take(wide * block) : nullptr;
+    if (layer.head)
+      head_outputs(layer, weights, x, rows, block, output, scratch);
+    else
+      outputs_of(layer, weights, x, rows, output, scratch);
+    activate(layer.activation, output, trace.before[l], size);
+    x = output;
   }
-  return input;
+  return x;
 }
 
-struct Workspace {  // of a backward pass
-  float *turned, *first, *second;
-};
-
 // Puts the gradients of a chain's parameters into `sums`, or adds them, given `delta`, that of its output, which is
-// overwritten. Where `input_delta` is given, the gradient of the chain's input is put there, or added.
+// overwritten; a head's delta is [padded(outputs)][block], with zeros past the last output. Where `input_delta` is given,
+// the gradient of the chain's input is put there, or added.
 inline void backward(const Chain& chain, const Weights& weights, const float* input, const Trace& trace, float* delta,
-                     float* input_delta, bool add_delta, int block, float* sums, bool add, Workspace& work,
+                     float* input_delta, bool add_delta, int rows, int block, int64_t widest, float* sums, bool add,
                      Scratch scratch) {
+  float* const spare[2] = {scratch.take(widest * block), scratch.take(widest * block)};
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
-    const bool further = l > 0 || input_delta != nullptr;
-    const float* below_output = l == 0 ? input : trace.output[l - 1];
-    const int64_t row = layer.row();
-    slope(layer.activation, trace.output[l], trace.before[l], delta, layer.outputs, block, further || layer.few(),
-          layer.few() ? nullptr : work.turned);
-    if (layer.few())
-      for (int o = 0; o < layer.outputs; ++o)
-        dots(delta + o * block, below_output, layer.inputs + 1, block, sums + layer.sums + o * row, add);
-    else
-      weight_gradient(layer, weights, below_output, work.turned, block, sums + layer.sums, add, scratch);
-    if (!further) return;
-    float* below = l == 0 ? input_delta : (delta == work.first ? work.second : work.first);
-    input_gradient(layer, weights, delta, block, below, l == 0 && add_delta, scratch);
+    const float* x = l == 0 ? input : trace.output[l - 1];
+    float *const own = sums + layer.sums, *const below = l == 0 ? input_delta : spare[l % 2];
+    const bool add_below = l == 0 && add_delta;
+    Activation activation = layer.activation;
+    if (layer.head) {
+      with_slope(activation, trace.output[l], trace.before[l], [&](auto local) {
+        for (int64_t i = 0; i < int64_t{layer.outputs} * block; i += W) store(delta + i, local(load(delta + i), i));
+      });
+      if (layer.few()) {
+        few_gradient(layer, x, delta, rows, block, own, add);
+        if (below) few_input_gradient(layer, weights, delta, rows, block, below, add_below);
+        delta = below;
+        continue;
+      }
+      float* by_sample = spare[(l + 1) % 2];
+      turn([=](int64_t o, int64_t b) { return load(delta + o * block + b); }, padded(layer.outputs), block, by_sample,
+           padded(layer.outputs));
+      delta = by_sample, activation = Activation::none;
+    }
+    slope(activation, trace.output[l], trace.before[l], delta, layer.row(), rows, own + layer.inputs * layer.row(), add);
+    weight_gradient(layer, weights, x, delta, rows, own, add, scratch);
+    if (below) input_gradient(layer, weights, delta, rows, below, add_below, scratch);
     delta = below;
   }
 }
@@ -236,26 +260,19 @@ inline vec lose_value(const Loss& loss, const Sample& sample, int column, vec va
 }
 
 // ---------------------------------------------------------------- a block of rows of a batch
-// Observations as a chain reads them, [inputs][block], and a row of ones.
+// Observations as a chain reads them, [block][padded(inputs)]
 inline const float* gather(const Plan& plan, const float* observation, const int64_t* index, int rows, int block,
                            Scratch& scratch) {
-  const int64_t row = padded(plan.inputs + 1);
-  float* by_feature = scratch.take(row * block);
-  if (plan.inputs < LINE) {  // turning would be mostly padding
-    for (int b = 0; b < block; ++b) {
-      const float* from = observation + (index && b < rows ? index[b] : b) * plan.inputs;
-      for (int i = 0; i < plan.inputs; ++i) by_feature[i * block + b] = b < rows ? from[i] : 0.0f;
-    }
-  } else {
-    float* by_sample = scratch.take(row * block);
-    for (int b = 0; b < block; ++b) {
-      const float* from = observation + (index && b < rows ? index[b] : b) * plan.inputs;
-      for (int i = 0; i < plan.inputs; ++i) by_sample[b * row + i] = b < rows ? from[i] : 0.0f;
-    }
-    turn([&](int64_t r, int64_t c) { return load(by_sample + r * row + c); }, block, row, by_feature, block);
+  const int64_t row = padded(plan.inputs);
+  float* const found = scratch.take(row * block);
+  for (int b = 0; b < block; ++b) {
+    float* to = found + b * row;
+    if (b >= rows || plan.inputs < row) fill(b < rows ? to + row - LINE : to, 0.0f, b < rows ? LINE : row);
+    if (b >= rows) continue;
+    const float* from = observation + (index ? index[b] : b) * plan.inputs;
+    for (int i = 0; i < plan.inputs; ++i) to[i] = from[i];
   }
-  fill(by_feature + int64_t{plan.inputs} * block, 1.0f, block);
-  return by_feature;
+  return found;
 }
 
 inline float* column_of(const float* from, const int64_t* index, int rows, int block, Scratch& scratch) {
@@ -289,24 +306,31 @@ inline Sample gather_sample(const Plan& plan, const Loss& loss, const Batch& bat
   return found;
 }
 
+// A head's delta, [padded(size)][block]: nothing past the last number.
+inline float* take_delta(int64_t size, int block, Scratch& scratch) {
+  float* delta = scratch.take(padded(size) * block);
+  fill(delta + size * block, 0.0f, (padded(size) - size) * block);
+  return delta;
+}
+
 // Puts the gradient of the rows `index` into `sums` (padded), or adds it, and adds their metrics.
 inline void gradient_of_block(const Plan& plan, const Loss& loss, const Weights& weights, const Batch& batch,
-                              const int64_t* index, int rows, int block, float* sums, bool add, double* metrics,
+                              const int64_t* index, int given, int block, float* sums, bool add, double* metrics,
                               Scratch scratch) {
   const float* parameters = weights.parameters;
-  const float* input = gather(plan, batch.observation, index, rows, block, scratch);
-  const Sample sample = gather_sample(plan, loss, batch, index, rows, block, scratch);
-  const int64_t width = padded(plan.widest) * block;
-  Workspace work{scratch.take(width), scratch.take(width), scratch.take(width)};
+  const float* input = gather(plan, batch.observation, index, given, block, scratch);
+  const Sample sample = gather_sample(plan, loss, batch, index, given, block, scratch);
+  const int rows = weights.tiles ? block : given;  // tiles take as many as fill them
+  const int64_t widest = padded(plan.widest);
   const bool shared = !plan.trunk.empty();
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;
   vec totals[METRICS] = {};
   Trace trunk, trace;
-  const float* seen = forward(plan.trunk, weights, input, block, trunk, scratch);
+  const float* seen = forward(plan.trunk, weights, input, rows, block, trunk, scratch);
   {
     Scratch own = scratch;  // the critic takes the same memory: it is in cache
-    const float* numbers = forward(plan.actor, weights, seen, block, trace, own);
-    float* delta = own.take(padded(plan.size) * block);
+    const float* numbers = forward(plan.actor, weights, seen, rows, block, trace, own);
+    float* delta = take_delta(plan.size, block, own);
     float *normalizer = own.take(int64_t{plan.actions()} * block), *entropies = own.take(int64_t{plan.actions()} * block);
     const float* precision = plan.gaussian() ? precisions(plan, parameters, own) : nullptr;
     float* log_std_delta = own.take(int64_t{plan.size} * W);
@@ -326,18 +350,19 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const Weights&
         float& total = sums[plan.log_std_sums + i];
         total = (add ? total : 0.0f) + sum(load(log_std_delta + i * W));
       }
-    backward(plan.actor, weights, seen, trace, delta, seen_delta, false, block, sums, add, work, own);
+    backward(plan.actor, weights, seen, trace, delta, seen_delta, false, rows, block, widest, sums, add, own);
   }
   {
     Scratch own = scratch;
-    const float* value = forward(plan.critic, weights, seen, block, trace, own);
-    float* delta = own.take(LINE * block);
+    const float* value = forward(plan.critic, weights, seen, rows, block, trace, own);
+    float* delta = take_delta(1, block, own);
     for (int c = 0; c < block; c += W)
       store(delta + c, lose_value(loss, sample, c, load(value + c), totals[VALUE_LOSS]));
-    backward(plan.critic, weights, seen, trace, delta, seen_delta, true, block, sums, add, work, own);
+    backward(plan.critic, weights, seen, trace, delta, seen_delta, true, rows, block, widest, sums, add, own);
   }
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
-  if (shared) backward(plan.trunk, weights, input, trunk, seen_delta, nullptr, false, block, sums, add, work, scratch);
+  if (shared)
+    backward(plan.trunk, weights, input, trunk, seen_delta, nullptr, false, rows, block, widest, sums, add, scratch);
 }
 
 }  // namespace

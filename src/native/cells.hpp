@@ -9,7 +9,6 @@ namespace {
 
 using namespace upslope;
 
-
 // `parts` of `size` numbers each, one after another, to where each has room for `wide`.
 inline void spread(const float* from, int parts, int size, int64_t wide, float* to) {
   for (int p = 0; p < parts; ++p)
@@ -30,15 +29,6 @@ void pack(const float* weight, int gates, int size, bool turned, float* packed) 
         const int64_t panel = column / PANEL * PANEL, width = columns - panel < PANEL ? columns - panel : PANEL;
         packed[panel * depth + row * width + column - panel] = weight[(g * size + j) * size + k];
       }
-}
-
-// c [rows][columns] += or = a [rows][depth] v, where v [depth][columns] is packed
-inline void multiply(const float* a, int64_t a_row, int rows, int64_t depth, const float* v, float* c, int64_t columns,
-                     bool add) {
-  for (int64_t j = 0; j < columns; j += PANEL) {
-    const int64_t width = columns - j < PANEL ? columns - j : PANEL;
-    product({a, a_row, 1}, rows, static_cast<int>(depth), v + j * depth, width, c + j, columns, width, nullptr, add);
-  }
 }
 
 // How many of the segments first .. last - 1 still go on at step t
@@ -73,7 +63,7 @@ void lstm_forward(const Recurrence& r, int64_t first, int64_t last, float* scrat
     if (n == 0) return;
     const int64_t at = r.offsets[t] + first;
     for (int b = 0; b < n; ++b) spread(r.projected + (at + b) * 4 * size, 4, size, wide, gates + b * row);
-    multiply(h, wide, n, size, r.weight, gates, row, true);
+    multiply(h, wide, n, size, r.weight, gates, row, nullptr, true);
     for (int b = 0; b < n; ++b) {
       float *i = gates + b * row, *f = i + wide, *g = f + wide, *o = g + wide, *own_h = h + b * wide, *own_c = c + b * wide;
       apply(Sigmoid{}, i, 2 * wide);
@@ -128,7 +118,7 @@ void lstm_backward(const Recurrence& r, int64_t first, int64_t last, float* scra
       }
       gather_parts(to, 4, size, wide, r.d_gates + (at + b) * 4 * size);
     }
-    multiply(delta, row, n, row, r.weight, dh, wide, false);
+    multiply(delta, row, n, row, r.weight, dh, wide, nullptr, false);
   }
 }
 
@@ -149,7 +139,7 @@ void gru_forward(const Recurrence& r, int64_t first, int64_t last, float* scratc
     const int64_t at = r.offsets[t] + first;
     for (int b = 0; b < n; ++b)
       for (int64_t k = 0; k < row; k += W) store(products + b * row + k, load(bias + k));
-    multiply(h, wide, n, size, r.weight, products, row, true);
+    multiply(h, wide, n, size, r.weight, products, row, nullptr, true);
     for (int b = 0; b < n; ++b) {
       const float *product = products + b * row, *inner = product + 2 * wide;
       float *z = gate + wide, *fresh = z + wide, *own_h = h + b * wide;
@@ -207,7 +197,7 @@ void gru_backward(const Recurrence& r, int64_t first, int64_t last, float* scrat
       gather_parts(delta, 3, size, wide, r.d_gates + (at + b) * 3 * size);
       gather_parts(to, 3, size, wide, r.d_products + (at + b) * 3 * size);
     }
-    multiply(products, row, n, row, r.weight, dh, wide, true);
+    multiply(products, row, n, row, r.weight, dh, wide, nullptr, true);
   }
 }
 

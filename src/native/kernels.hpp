@@ -9,39 +9,39 @@
 
 namespace {
 
-void gradient(const Plan& plan, const Loss& loss, const float* parameters, const float* packed, const Batch& batch,
-              const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
+void gradient(const Plan& plan, const Loss& loss, const Weights& weights, const Batch& batch, const int64_t* index,
+              int rows, int block, float* sums, double* metrics, float* scratch) {
 #ifdef UPSLOPE_TILES
-  if (packed) begin_tiles();
+  if (weights.tiles) begin_tiles();
 #endif
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    gradient_of_block(plan, loss, {parameters, packed}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
-                      Scratch{scratch});
+    const int room = weights.tiles ? (here + 31) / 32 * 32 : int(padded(here));
+    gradient_of_block(plan, loss, weights, batch, index + b, here, room, sums, b > 0, metrics, Scratch{scratch});
   }
 #ifdef UPSLOPE_TILES
-  if (packed) end_tiles();
+  if (weights.tiles) end_tiles();
 #endif
 }
 
-void temporal(const Plan& plan, const TemporalLoss& loss, const float* parameters, const Transitions& batch,
+void temporal(const Plan& plan, const TemporalLoss& loss, const Weights& weights, const Transitions& batch,
               const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch) {
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;
-    temporal_of_block(plan, loss, {parameters, nullptr}, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
+    temporal_of_block(plan, loss, weights, batch, index + b, here, int(padded(here)), sums, b > 0, metrics,
                       Scratch{scratch});
   }
 }
 
-void act(const Plan& plan, const float* parameters, const float* observation, const double* uniform,
-         const float* normal, const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob,
-         float* scratch_floats) {
+void act(const Plan& plan, const Weights& weights, const float* observation, const double* uniform, const float* normal,
+         const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob, float* scratch_floats) {
   Scratch scratch{scratch_floats};
   Trace trace;
-  const int block = rows <= LINE ? LINE : BLOCK;
+  const float* parameters = weights.parameters;
+  const int block = int(padded(rows));
   const float* input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, {parameters, nullptr}, input, block, trace, scratch);
-  const float* numbers = forward(plan.actor, {parameters, nullptr}, seen, block, trace, scratch);
+  const float* seen = forward(plan.trunk, weights, input, rows, block, trace, scratch);
+  const float* numbers = forward(plan.actor, weights, seen, rows, block, trace, scratch);
   Sample sample{};
   sample.action = scratch.take(int64_t{plan.actions()} * block);
   const int64_t numbers_drawn = int64_t{plan.size} * block;
@@ -99,25 +99,22 @@ void act(const Plan& plan, const float* parameters, const float* observation, co
 }
 
 // What a chain behind the trunk gives for rows of observations, [outputs][block].
-inline const float* outputs(const Plan& plan, const Chain& chain, const float* parameters, const float* observation,
+inline const float* outputs(const Plan& plan, const Chain& chain, const Weights& weights, const float* observation,
                             int rows, int block, Scratch scratch) {
   Trace trace;
   const float* input = gather(plan, observation, nullptr, rows, block, scratch);
-  const float* seen = forward(plan.trunk, {parameters, nullptr}, input, block, trace, scratch);
-  return forward(chain, {parameters, nullptr}, seen, block, trace, scratch);
+  const float* seen = forward(plan.trunk, weights, input, rows, block, trace, scratch);
+  return forward(chain, weights, seen, rows, block, trace, scratch);
 }
 
-void values(const Plan& plan, const float* parameters, const float* observation, int rows, float* value,
-            float* scratch) {
-  const int block = rows <= LINE ? LINE : BLOCK;
-  const float* found = outputs(plan, plan.critic, parameters, observation, rows, block, {scratch});
+void values(const Plan& plan, const Weights& weights, const float* observation, int rows, float* value, float* scratch) {
+  const float* found = outputs(plan, plan.critic, weights, observation, rows, int(padded(rows)), {scratch});
   for (int b = 0; b < rows; ++b) value[b] = found[b];
 }
 
-void numbers(const Plan& plan, const float* parameters, const float* observation, int rows, float* out,
-             float* scratch) {
-  const int block = rows <= LINE ? LINE : BLOCK;
-  const float* found = outputs(plan, plan.actor, parameters, observation, rows, block, {scratch});
+void numbers(const Plan& plan, const Weights& weights, const float* observation, int rows, float* out, float* scratch) {
+  const int block = int(padded(rows));
+  const float* found = outputs(plan, plan.actor, weights, observation, rows, block, {scratch});
   for (int b = 0; b < rows; ++b)
     for (int a = 0; a < plan.size; ++a) out[int64_t{b} * plan.size + a] = found[int64_t{a} * block + b];
 }
@@ -202,10 +199,11 @@ namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
 const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,
 #ifdef UPSLOPE_TILES
-                                 pack_weights,
+                                 true,
 #else
-                                 nullptr,
+                                 false,
 #endif
+                                 pack_layer,
                                  gradient,
                                  act,
                                  values,

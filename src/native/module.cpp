@@ -45,7 +45,7 @@ bool upslope::tiles() {
     const bool tile = d >> 24 & 1, bf16 = d >> 22 & 1;
     return tile && bf16 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
   }();
-  return allowed && kernels->pack_weights;
+  return allowed && kernels->tiles;
 #else
   return false;
 #endif

@@ -27,9 +27,9 @@ class Network {
     plan_.widest = inputs;
     plan_.choices = choices;
     plan_.log_std = log_std;
-    const int seen = chain(trunk, plan_.trunk, inputs);
-    plan_.size = chain(actor, plan_.actor, seen);
-    need(critic.empty() || chain(critic, plan_.critic, seen) == 1, "the critic must end in one number");
+    const int seen = chain(trunk, plan_.trunk, inputs, false);
+    plan_.size = chain(actor, plan_.actor, seen, true);
+    need(critic.empty() || chain(critic, plan_.critic, seen, true) == 1, "the critic must end in one number");
     need(!actor.empty(), "the actor needs a layer");
     int total = 0;
     for (const int n : choices) need(n > 0, "a choice is of at least one action"), total += n;
@@ -62,7 +62,7 @@ class Network {
     const Minibatches minibatches = minibatches_of(index, m, sizes, metrics);
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
-    need(!bfloat16 || (tiles() && kernels->pack_weights && tiled()), "no tiles, or no layer for them");
+    need(!bfloat16 || (tiles() && kernels->tiles && tiled()), "no tiles, or no layer for them");
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
@@ -92,10 +92,10 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    auto kernel = [&](const float* packed, float sample_weight, auto... rest) {
+    auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       Loss own = loss;
       own.sample_weight = sample_weight;
-      kernels->gradient(plan_, own, parameters.data(), packed, batch, rest...);
+      kernels->gradient(plan_, own, weights, batch, rest...);
     };
     return training_->steps(kernel, minibatches, buffers, descent, bfloat16, std::move(chunks), threads);
   }
@@ -128,8 +128,8 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    auto kernel = [&](const float*, float sample_weight, auto... rest) {
-      kernels->temporal(plan_, {huber, sample_weight}, parameters.data(), batch, rest...);
+    auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
+      kernels->temporal(plan_, {huber, sample_weight}, weights, batch, rest...);
     };
     return training_->steps(kernel, minibatches, buffers, descent, false, {}, threads);
   }
@@ -150,16 +150,16 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    training_->prepare(threads);
+    const Weights weights = prepare(parameters.data(), plan_.actor, threads);
     auto work = [&](int task, int worker) {
-      const int64_t from = int64_t{task} * BLOCK;
+      const int64_t from = int64_t{task} * SHARE;
       auto part = [from](auto* all, int64_t width) { return all ? all + from * width : nullptr; };
-      kernels->act(plan_, parameters.data(), part(observation.data(), plan_.inputs), part(uniforms, size),
-                   part(normals, size), part(allowed, size), int(std::min<int64_t>(BLOCK, rows - from)),
+      kernels->act(plan_, weights, part(observation.data(), plan_.inputs), part(uniforms, size), part(normals, size),
+                   part(allowed, size), int(std::min(SHARE, rows - from)),
                    part(choices, plan_.actions()), part(numbers, size), part(log_prob.data(), 1),
                    training_->scratch(worker));
     };
-    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+    in_parallel(shares(rows), threads, work);
   }
 
   // q(s, a) for each action, into `out` [B][A].
@@ -210,10 +210,9 @@ class Network {
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     const std::lock_guard lock(mutex_);
-    training_->prepare(threads);
-    begun_.emplace(Values{*this, parameters, observation, value});
-    const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->block(task, worker); };
-    begin(begun_->blocks(), threads, work, &*begun_);
+    begun_.emplace(Values{*this, prepare(parameters.data(), plan_.critic, threads), parameters, observation, value});
+    const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->take(task, worker); };
+    begin(begun_->tasks(), threads, work, &*begun_);
   }
 
   void finish() {
@@ -226,28 +225,33 @@ class Network {
     check(parameters.shape(0), observation.shape(1));
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
-    Values all{*this, parameters, observation, value};
-    auto work = [&](int task, int worker) { all.block(task, worker); };
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    training_->prepare(threads);
-    in_parallel(all.blocks(), threads, work);
+    const Weights weights = prepare(parameters.data(), plan_.critic, threads);
+    const float* from = observation.data();
+    float* const to = value.data();
+    const int64_t rows = observation.shape(0);
+    auto work = [&](int task, int worker) { values_of(weights, from, rows, to, task, worker); };
+    in_parallel(shares(rows), threads, work);
   }
 
-  bool tiled() const { return plan_.packed > 0; }
+  bool tiled() const { return tiled_; }
 
   ~Network() { finish(); }
 
  private:
-  int chain(const std::vector<LayerTuple>& tuples, Chain& into, int inputs) {
+  int chain(const std::vector<LayerTuple>& tuples, Chain& into, int inputs, bool head) {
     need(tuples.size() <= 64, "at most 64 layers in a row");
     for (const auto& [in, out, activation, weight, bias] : tuples) {
       need(in == inputs && out > 0 && activation >= 0 && activation <= 3 && weight >= 0 && bias >= 0,
            "the layers do not fit each other");
-      into.push_back({in, out, Activation(activation), weight, bias, plan_.sums, plan_.packed});
-      if (into.back().tiled()) plan_.packed += int64_t{in} * out;  // two bytes a number, and once more turned
-      plan_.sums += into.back().lines() * into.back().row();
-      plan_.features += padded(out + 1) * (Activation(activation) == Activation::silu ? 2 : 1);
+      const bool last = into.size() + 1 == tuples.size();
+      into.push_back({in, out, Activation(activation), weight, bias, head && last, plan_.sums, plan_.packed});
+      const Layer& layer = into.back();
+      tiled_ |= layer.tiled();
+      plan_.packed += padded(layer.packed_floats());
+      plan_.sums += layer.lines() * layer.row();
+      plan_.features += padded(out) * (Activation(activation) == Activation::silu ? 2 : 1);
       plan_.widest = std::max<int64_t>(plan_.widest, std::max(in, out));
       parameters_ = std::max({parameters_, weight + int64_t{out} * in, bias + out});
       inputs = out;
@@ -260,14 +264,32 @@ class Network {
     need(int64_t(inputs) == plan_.inputs, "observation has another width");
   }
 
-  void numbers(const float* parameters, const float* observation, int64_t rows, float* out, int threads) {
+  // What acting, or values, take: scratch for each thread, and the weights of the trunk and a chain behind it.
+  Weights prepare(const float* parameters, const Chain& behind, int threads) {
     training_->prepare(threads);
+    if (!packed_) packed_ = zeros(plan_.packed);
+    for (const Chain* chain : {&std::as_const(plan_.trunk), &behind})
+      for (const Layer& layer : *chain) kernels->pack_layer(layer, parameters, false, false, packed_.get());
+    return {parameters, packed_.get(), false};
+  }
+
+  static constexpr int64_t SHARE = 64;  // rows that a thread takes at once
+  static int shares(int64_t rows) { return int((rows + SHARE - 1) / SHARE); }
+
+  void values_of(const Weights& weights, const float* observation, int64_t rows, float* value, int task, int worker) {
+    const int64_t from = int64_t{task} * SHARE;
+    kernels->values(plan_, weights, observation + from * plan_.inputs, int(std::min(SHARE, rows - from)), value + from,
+                    training_->scratch(worker));
+  }
+
+  void numbers(const float* parameters, const float* observation, int64_t rows, float* out, int threads) {
+    const Weights weights = prepare(parameters, plan_.actor, threads);
     auto work = [&](int task, int worker) {
-      const int64_t from = int64_t{task} * BLOCK;
-      kernels->numbers(plan_, parameters, observation + from * plan_.inputs, int(std::min<int64_t>(BLOCK, rows - from)),
+      const int64_t from = int64_t{task} * SHARE;
+      kernels->numbers(plan_, weights, observation + from * plan_.inputs, int(std::min(SHARE, rows - from)),
                        out + from * plan_.size, training_->scratch(worker));
     };
-    in_parallel(int((rows + BLOCK - 1) / BLOCK), threads, work);
+    in_parallel(shares(rows), threads, work);
   }
 
   bool has_critic() const { return !plan_.critic.empty(); }
@@ -285,18 +307,16 @@ class Network {
     return given->data();
   }
 
-  struct Values {  // v(s) of each row, block by block; it keeps the arrays
+  struct Values {  // v(s) of each row, some rows at a time; it keeps the arrays
     Network& network;
+    Weights weights;
     Vector<const float> parameters;
     Rows<const float> observation;
     Vector<float> value;
 
-    int blocks() const { return int((observation.shape(0) + BLOCK - 1) / BLOCK); }
-    void block(int task, int worker) {
-      const int64_t from = int64_t{task} * BLOCK, inputs = network.plan_.inputs;
-      kernels->values(network.plan_, parameters.data(), observation.data() + from * inputs,
-                      int(std::min<int64_t>(BLOCK, observation.shape(0) - from)), value.data() + from,
-                      network.training_->scratch(worker));
+    int tasks() const { return shares(observation.shape(0)); }
+    void take(int task, int worker) {
+      network.values_of(weights, observation.data(), observation.shape(0), value.data(), task, worker);
     }
   };
 
@@ -304,7 +324,9 @@ class Network {
   int64_t parameters_ = 0;  // at least as many are needed
   std::mutex mutex_;
   std::optional<Training> training_;  // made with the whole plan
-  std::vector<float> q_;      // of the last exploration
+  bool tiled_ = false;
+  Floats packed_;                 // weights as acting reads them
+  std::vector<float> q_;         // of the last exploration
   std::optional<Values> begun_;  // which other threads may be at
 };
 

@@ -1,8 +1,10 @@
 // What the kernels are told: a policy's layers, a batch's arrays, a loss's coefficients. Plain data, the same for every
 // instruction set.
 //
-// A block of samples is kept feature by feature, [feature][sample]: vectors run over samples, so that no width has to be
-// a multiple of anything, weights are read where torch has them, and a loss is written for one sample.
+// A block of samples is kept sample by sample, [sample][feature], padded with zeros to whole lines of cache: vectors run
+// over features, so that all three products of a layer read what the others wrote, and nothing has to be turned but the
+// weights, once for many samples. Only what a loss reads, the numbers of the heads, is [number][sample]: vectors run over
+// samples there, and a loss is written for one.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +13,7 @@
 
 namespace upslope {
 
-constexpr int BLOCK = 64;  // samples that go forward and backward together, in cache
+constexpr int BLOCK = 128;  // samples that go forward and backward together, in cache
 constexpr int LINE = 16;   // floats in a line of cache: lines of a weight's gradient are padded to it
 
 constexpr int64_t padded(int64_t n) { return (n + LINE - 1) / LINE * LINE; }
@@ -22,13 +24,18 @@ struct Layer {
   int inputs, outputs;
   Activation activation;
   int64_t weight, bias;  // where they begin in the flat parameters; the weight is [outputs][inputs]
+  bool head = false;     // what it gives is what a loss reads
   int64_t sums = 0;      // where the padded gradient begins
-  int64_t packed = 0;    // where the weight for tiles begins
-  // The gradient is summed input by input, [inputs + 1][row()], or where there are few outputs output by output,
-  // [outputs][row()], which turning would pad too much. The bias is the weight of one more input that is always 1.
-  bool few() const { return outputs <= 6; }
+  int64_t packed = 0;    // where the weight as products read it begins
+  bool few() const { return head && outputs <= 6; }  // so that vectors over outputs would be mostly padding
+  // The gradient is summed input by input, [inputs + 1][row()], the last line of the bias; where there are few outputs
+  // output by output, [outputs][row()], the bias behind the weight.
   int64_t row() const { return padded(few() ? inputs + 1 : outputs); }
   int64_t lines() const { return few() ? outputs : inputs + 1; }
+  // The weight is packed for the output, after the bias, and for the gradient of the input; a head of few outputs once.
+  int64_t forward() const { return padded(outputs); }
+  int64_t backward() const { return forward() + inputs * padded(outputs); }
+  int64_t packed_floats() const { return few() ? outputs * padded(inputs) : backward() + outputs * padded(inputs); }
   bool tiled() const { return inputs % 32 == 0 && outputs % 32 == 0; }
 };
 
@@ -43,9 +50,9 @@ struct Plan {
   int64_t log_std;           // where a Gaussian's log sigma begins in the flat parameters
   int64_t log_std_sums = 0;
   int64_t sums = 0;      // floats in a padded gradient
-  int64_t packed = 0;    // floats that weights for tiles take
+  int64_t packed = 0;    // floats that packed weights take
   int64_t widest = 0;    // of all layers and the observation
-  int64_t features = 0;  // of all layers together, with their rows of ones; those before a silu are counted twice
+  int64_t features = 0;  // of all layers together; those before a silu are counted twice
   bool gaussian() const { return choices.empty(); }
   int actions() const { return gaussian() ? size : static_cast<int>(choices.size()); }
 };
@@ -123,25 +130,30 @@ struct Heads {
   float scale;
 };
 
+// What a chain's weights are: the parameters, and `packed` of them.
+struct Weights {
+  const float *parameters, *packed;
+  bool tiles;  // whether layers that fit tiles have their products in bfloat16
+};
+
 // One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
 struct Kernels {
   const char* name;
-  // Weights as tiles take them, into `packed_size(plan)`; null where this is not compiled for any.
-  void (*pack_weights)(const Plan&, const float* parameters, float* to);
-  // `packed`: the same, where products are to be in bfloat16; else null
-  void (*gradient)(const Plan&, const Loss&, const float* parameters, const float* packed, const Batch&,
-                   const int64_t* index, int rows, int block, float* sums, double* metrics, float* scratch);
+  bool tiles;  // whether it has products in bfloat16
+  // A layer's weight as products read it, into `packed`, that of the whole plan; `further`: the gradient of its input is
+  // asked for as well.
+  void (*pack_layer)(const Layer&, const float* parameters, bool further, bool tiles, float* packed);
+  void (*gradient)(const Plan&, const Loss&, const Weights&, const Batch&, const int64_t* index, int rows, int block,
+                   float* sums, double* metrics, float* scratch);
   // draws from `uniform` in [0, 1), or from `normal` for a Gaussian, [rows][size]
-  void (*act)(const Plan&, const float* parameters, const float* observation, const double* uniform,
-              const float* normal, const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob,
-              float* scratch);
-  void (*values)(const Plan&, const float* parameters, const float* observation, int rows, float* value,
-                 float* scratch);
+  void (*act)(const Plan&, const Weights&, const float* observation, const double* uniform, const float* normal,
+              const uint8_t* mask, int rows, int64_t* choice, float* action, float* log_prob, float* scratch);
+  void (*values)(const Plan&, const Weights&, const float* observation, int rows, float* value, float* scratch);
   // The same of action-values, whose plan has an actor and nothing else.
-  void (*temporal)(const Plan&, const TemporalLoss&, const float* parameters, const Transitions&, const int64_t* index,
-                   int rows, int block, float* sums, double* metrics, float* scratch);
+  void (*temporal)(const Plan&, const TemporalLoss&, const Weights&, const Transitions&, const int64_t* index, int rows,
+                   int block, float* sums, double* metrics, float* scratch);
   // the numbers of the head, [rows][size]
-  void (*numbers)(const Plan&, const float* parameters, const float* observation, int rows, float* out, float* scratch);
+  void (*numbers)(const Plan&, const Weights&, const float* observation, int rows, float* out, float* scratch);
   void (*join)(const float* const* slices, int count, int64_t n, float* out);  // out[i] = sum over slices
   // out [columns][rows] = the sum over slices, [rows][row] of which `columns` are read, turned
   void (*join_turned)(const float* const* slices, int count, int64_t rows, int64_t columns, int64_t row, float* out);
@@ -167,11 +179,9 @@ struct Kernels {
 };
 
 inline int64_t scratch_floats(const Plan& plan) {
-  const int64_t head = 6 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
-  return BLOCK * (plan.features + 5 * padded(plan.widest) + 2 * padded(plan.inputs + 1) + head) + 4096;
+  const int64_t head = 8 * padded(plan.size) + 4 * plan.actions() + 2 * LINE;
+  return BLOCK * (plan.features + 6 * padded(plan.widest) + 2 * padded(plan.inputs) + head) + 4096;
 }
-
-inline int64_t packed_size(const Plan& plan) { return plan.packed + LINE * plan.widest; }
 
 extern const Kernels portable_kernels;
 #ifdef UPSLOPE_X86

@@ -24,7 +24,7 @@ inline const float* temporal_target(const Plan& plan, const Weights& weights, co
   if (batch.next_observation) {
     Trace trace;
     const float* seen = gather(plan, batch.next_observation, index, rows, block, own);
-    chooser = forward(plan.actor, weights, seen, block, trace, own);
+    chooser = forward(plan.actor, weights, seen, rows, block, trace, own);
   }
   const float *reward = column_of(batch.reward, index, rows, block, own);
   const float *discount = column_of(batch.discount, index, rows, block, own);
@@ -50,13 +50,11 @@ inline void temporal_of_block(const Plan& plan, const TemporalLoss& loss, const 
                               double* metrics, Scratch scratch) {
   const float* target = temporal_target(plan, weights, batch, index, rows, block, scratch);
   const float* input = gather(plan, batch.observation, index, rows, block, scratch);
-  const int64_t width = padded(plan.widest) * block;
-  Workspace work{scratch.take(width), scratch.take(width), scratch.take(width)};
   float* choice = scratch.take(block);
   for (int b = 0; b < block; ++b) choice[b] = b < rows ? static_cast<float>(batch.choice[index[b]]) : -1.0f;
   Trace trace;
-  const float* q = forward(plan.actor, weights, input, block, trace, scratch);
-  float* delta = scratch.take(padded(plan.size) * block);
+  const float* q = forward(plan.actor, weights, input, rows, block, trace, scratch);
+  float* delta = take_delta(plan.size, block, scratch);
   vec totals[METRICS] = {};
   for (int c = 0; c < block; c += W) {
     const vec taken = load(choice + c), weight = taken < 0.0f ? vec{} : all(loss.sample_weight);
@@ -74,7 +72,7 @@ inline void temporal_of_block(const Plan& plan, const TemporalLoss& loss, const 
     for (int a = 0; a < plan.size; ++a)
       store(delta + int64_t{a} * block + c, taken == float(a) ? weight * slope : vec{});
   }
-  backward(plan.actor, weights, input, trace, delta, nullptr, false, block, sums, add, work, scratch);
+  backward(plan.actor, weights, input, trace, delta, nullptr, false, rows, block, padded(plan.widest), sums, add, scratch);
   for (int m = 0; m < METRICS; ++m) metrics[m] += sum(totals[m]);
 }
 

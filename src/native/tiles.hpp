@@ -36,13 +36,13 @@ inline const Half* pack_left(const float* m, int64_t row, int64_t rows, int64_t 
   return to;
 }
 
-// m [depth][columns] as a right factor, tile after tile along a column of them
-inline const Half* pack_right(const float* m, int64_t row, int64_t depth, int64_t columns, Half* to) {
+// m [depth][columns], or a part of one that is `whole` deep, as a right factor, tile after tile along a column of them
+inline const Half* pack_right(const float* m, int64_t row, int64_t depth, int64_t columns, int64_t whole, Half* to) {
   for (int64_t k = 0; k < depth; k += DEEP_TILE)
     for (int64_t t = 0; t < TILE; ++t)
       for (int64_t c = 0; c < columns; c += TILE) {
         const float* from = m + (k + t) * row + c;
-        pair(load(from), load(from + TILE * row), to + c * depth + k * TILE + t * DEEP_TILE);
+        pair(load(from), load(from + TILE * row), to + c * whole + k * TILE + t * DEEP_TILE);
       }
   return to;
 }

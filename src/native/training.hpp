@@ -95,12 +95,13 @@ class Training {
   float* scratch(int worker) const { return scratch_[worker].get(); }
 
   // Takes a step on each minibatch in turn and returns how many were taken: fewer where a gradient was not finite, which
-  // changes nothing. `chunks` are the first minibatch's. gradient(packed, sample_weight, index, rows, block, sums, metrics,
-  // scratch) is a kernel of this plan.
+  // changes nothing. `chunks` are the first minibatch's. gradient(weights, sample_weight, index, rows, block, sums,
+  // metrics, scratch) is a kernel of this plan.
   template <class Gradient>
   int64_t steps(const Gradient& gradient, const Minibatches& minibatches, const Buffers& buffers, const Descent& descent,
                 bool bfloat16, Chunks chunks, int threads) {
-    if (bfloat16 && !packed_) packed_ = zeros(packed_size(plan_));
+    if (!packed_) packed_ = zeros(plan_.packed);
+    const Weights weights{buffers.parameters, packed_.get(), bfloat16};
     const int64_t* index = minibatches.index;
     const int64_t steps = minibatches.sizes.size();
     Pace pace(steps, std::max(threads, 1));
@@ -109,9 +110,9 @@ class Training {
       double* metrics = minibatches.metrics + k * (METRICS + 1);
       std::fill_n(metrics, METRICS + 1, 0.0);
       pace.begin();
-      if (bfloat16) kernels->pack_weights(plan_, buffers.parameters, packed_.get());
+      pack(weights, pace.threads());
       const float weight = float(1.0 / double(rows));
-      auto kernel = [&](auto... rest) { gradient(bfloat16 ? packed_.get() : nullptr, weight, rest...); };
+      auto kernel = [&](auto... rest) { gradient(weights, weight, rest...); };
       const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads());
       const double norm = metrics[METRICS] = std::sqrt(square);
       chunks = {};
@@ -123,12 +124,23 @@ class Training {
   }
 
  private:
+  void pack(const Weights& weights, int threads) {
+    std::vector<const Layer*> layers;
+    for (const Chain* chain : {&plan_.trunk, &plan_.actor, &plan_.critic})
+      for (const Layer& layer : *chain) layers.push_back(&layer);
+    auto work = [&](int number, int) {
+      kernels->pack_layer(*layers[number], weights.parameters, true, weights.tiles, packed_.get());
+    };
+    constexpr int64_t FEW = 1 << 16;  // floats, below which a thread is no sooner told than it is done
+    in_parallel(int(layers.size()), plan_.packed < FEW ? 1 : threads, work);
+  }
+
   // Puts the gradient of the rows `index` into `total`, adds to the metrics, and returns the gradient's squared norm. No
   // slice is of two chunks.
   template <class Gradient>
   double run(const Gradient& gradient, const int64_t* index, int64_t rows, float* total, double* metrics, Chunks& chunks,
              int threads) {
-    const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= BLOCK ? BLOCK / 2 : LINE);
+    const int block = rows >= 4 * BLOCK ? BLOCK : (rows >= 2 * BLOCK ? BLOCK / 2 : (rows >= BLOCK / 2 ? BLOCK / 4 : LINE));
     const int64_t fit = std::max<int64_t>(4, (int64_t{1} << 24) / plan_.sums);  // 64 MiB of sums, or four
     const std::vector<int64_t> whole{rows}, &parts = chunks.rows.empty() ? whole : chunks.rows;
     std::vector<int64_t> begins{0}, slices;  // where each slice begins; how many each part has
@@ -166,7 +178,7 @@ class Training {
   const Plan& plan_;
   Sums sums_;
   std::vector<Floats> scratch_;  // of each worker
-  Floats packed_;                // weights for tiles, where they are asked for
+  Floats packed_;                // the weights as products read them
 };
 
 }  // namespace upslope

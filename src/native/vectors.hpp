@@ -116,10 +116,22 @@ inline Power<T> power(const T& y) {
   return {p * (r * r) + r, to_exponent(shifted)};
 }
 
+// (E - 1) / (E + 1), E = e^2x = 2^n e^2r, accurate also near 0: as `power`, of r = x - n ln 2 / 2. The denominator is the
+// numerator + 2, which an adder finds that is not busy multiplying.
 template <class T>
-inline T hyperbolic_tangent(const T& x) {  // (e^2x - 1) / (e^2x + 1), accurate also near 0
-  const Power<T> e = power(within(x * 2.0f, -20.0f, 20.0f));
-  return (e.expm1 * e.scale + (e.scale + -1.0f)) * reciprocal(e.expm1 * e.scale + (e.scale + 1.0f));
+inline T hyperbolic_tangent(const T& x_all) {
+  constexpr float magic = 12582912.0f + 127.0f;
+  const T x = within(x_all, -10.0f, 10.0f);
+  const T shifted = x * (2 * 1.44269504f) + magic;
+  const T n = shifted + -magic;
+  const T r = x + n * -0.346573591f;
+  T p = r * (64 * 0.00139411108f) + 32 * 0.00836676080f;
+  p = p * r + 16 * 0.0416663513f;
+  p = p * r + 8 * 0.166665405f;
+  p = p * r + 4 * 0.5f;
+  const T expm1 = p * (r * r) + (r + r), scale = to_exponent(shifted);
+  const T above = expm1 * scale + (scale + -1.0f);
+  return above * reciprocal(above + 2.0f);
 }
 
 template <class T>
@@ -172,13 +184,13 @@ struct Strided {  // element (r, k) of a matrix at data[r * row + k * column]
   int64_t row, column;
 };
 
-// c[r][.] = start + sum over k of a(r, k) v[k][.], for R rows and C vectors of columns, held in registers.
+// c[r][.] = (bias[.] | 0 | c[r][.]) + sum over k of a(r, k) v[k][.], for R rows and C vectors of columns, held in registers.
 template <int R, int C>
 inline void tile(const Strided& a, int depth, const float* v, int64_t v_row, float* c, int64_t c_row, const float* bias,
                  bool add) {
   vec sums[R][C];
   for (int r = 0; r < R; ++r)
-    for (int q = 0; q < C; ++q) sums[r][q] = add ? load(c + r * c_row + q * W) : (bias ? all(bias[r]) : vec{});
+    for (int q = 0; q < C; ++q) sums[r][q] = add ? load(c + r * c_row + q * W) : (bias ? load(bias + q * W) : vec{});
   const float* from = a.data;
   for (int k = 0; k < depth; ++k, from += a.column, v += v_row) {
     vec right[C];
@@ -195,12 +207,13 @@ inline void tile(const Strided& a, int depth, const float* v, int64_t v_row, flo
 template <int R>
 inline void band(const Strided& a, int depth, const float* v, int64_t v_row, float* c, int64_t c_row, int64_t columns,
                  const float* bias, bool add) {
+  auto from = [bias](int64_t j) { return bias ? bias + j : nullptr; };
   int64_t j = 0;
   for (; j + UPSLOPE_COLUMNS * W <= columns; j += UPSLOPE_COLUMNS * W)
-    tile<R, UPSLOPE_COLUMNS>(a, depth, v + j, v_row, c + j, c_row, bias, add);
+    tile<R, UPSLOPE_COLUMNS>(a, depth, v + j, v_row, c + j, c_row, from(j), add);
   if constexpr (UPSLOPE_COLUMNS > 2)
-    for (; j + 2 * W <= columns; j += 2 * W) tile<R, 2>(a, depth, v + j, v_row, c + j, c_row, bias, add);
-  for (; j < columns; j += W) tile<R, 1>(a, depth, v + j, v_row, c + j, c_row, bias, add);
+    for (; j + 2 * W <= columns; j += 2 * W) tile<R, 2>(a, depth, v + j, v_row, c + j, c_row, from(j), add);
+  for (; j < columns; j += W) tile<R, 1>(a, depth, v + j, v_row, c + j, c_row, from(j), add);
 }
 
 // The last `rows` <= R of a matrix, in one band.
@@ -219,15 +232,15 @@ inline void bands(Strided a, int rows, int depth, const float* v, int64_t v_row,
   if (one || two)  // few vectors a row: more rows at once keep the adders busy
     for (; r + TALL <= rows; r += TALL, a.data += TALL * a.row, c += TALL * c_row)
       if (one)
-        tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
+        tile<TALL, 1>(a, depth, v, v_row, c, c_row, bias, add);
       else if constexpr (UPSLOPE_COLUMNS > 2)
-        tile<TALL, 2>(a, depth, v, v_row, c, c_row, bias ? bias + r : nullptr, add);
+        tile<TALL, 2>(a, depth, v, v_row, c, c_row, bias, add);
   for (; r + R <= rows; r += R, a.data += R * a.row, c += R * c_row)
-    band<R>(a, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
-  if (r < rows) last_band<R - 1>(a, rows - r, depth, v, v_row, c, c_row, columns, bias ? bias + r : nullptr, add);
+    band<R>(a, depth, v, v_row, c, c_row, columns, bias, add);
+  if (r < rows) last_band<R - 1>(a, rows - r, depth, v, v_row, c, c_row, columns, bias, add);
 }
 
-// c [rows][columns] = (bias[row] | 0 | c) + a v; columns are a multiple of W.
+// c [rows][columns] = (bias[column] | 0 | c) + a v; columns are a multiple of W.
 inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
                     int64_t columns, const float* bias, bool add) {
   constexpr int DEEP = 128;  // rows of v that stay in the first cache for all rows of a
@@ -275,18 +288,29 @@ inline void turn(F value, int64_t rows, int64_t columns, float* to, int64_t to_r
     }
 }
 
-// to[r] = (0 | to[r]) + the sum over c of a[c] b[r][c], b [rows][columns]; `to` and b have room for a multiple of W rows.
-inline void dots(const float* a, const float* b, int rows, int columns, float* to, bool add) {
-  for (int r = 0; r < rows; r += W, b += W * columns, to += W) {
+// Lane i of the first of S vectors becomes the sum of all lanes of vector i, for each i < W.
+template <int S>
+inline vec sums_of(vec (&x)[W]) {
+  for (int i = 0; i < S; ++i) {
+    exchange<S>(x[i], x[i + S], typename MakeLanes<W>::type{});
+    x[i] += x[i + S];
+  }
+  if constexpr (S > 1) return sums_of<S / 2>(x);
+  return x[0];
+}
+
+// to[r] = start + the sum over c of a[c] b[r][c], for r < room, a multiple of W; past the last of the `rows` that b has,
+// it is that one's. Columns are a multiple of W.
+inline void dots(const float* a, const float* b, int rows, int room, int64_t columns, float start, float* to) {
+  for (int r = 0; r < room; r += W) {
+    const float* row[W];
+    for (int i = 0; i < W; ++i) row[i] = b + (r + i < rows ? r + i : rows - 1) * columns;
     vec part[W] = {};
-    for (int c = 0; c < columns; c += W) {
+    for (int64_t c = 0; c < columns; c += W) {
       const vec left = load(a + c);
-      for (int i = 0; i < W; ++i) part[i] += left * load(b + i * columns + c);
+      for (int i = 0; i < W; ++i) part[i] += left * load(row[i] + c);
     }
-    exchange_all<W / 2>(part);
-    vec total = add ? load(to) : vec{};
-    for (int i = 0; i < W; ++i) total += part[i];
-    store(to, total);
+    store(to + r, sums_of<W / 2>(part) + start);
   }
 }
 
