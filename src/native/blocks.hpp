@@ -40,31 +40,31 @@ inline void with_slope(Activation activation, const float* output, const float* 
     });
 }
 
-// Takes delta [rows][row] through the slope in place, and puts its sum over rows, the bias's gradient, into `sums` [row], or
-// adds it.
-template <int C, class Local>
-inline void slope_columns(Local local, float* delta, int64_t row, int rows, float* sums, bool add) {
+// Takes a gradient of outputs, source(b, at) of W numbers of row b, through the slope into delta [rows][row], and puts its
+// sum over rows, the bias's gradient, into `sums` [row], or adds it.
+template <int C, class Source, class Local>
+inline void slope_columns(Source source, Local local, int64_t from, float* delta, int64_t row, int rows, float* sums,
+                          bool add) {
   vec total[C];
-  for (int q = 0; q < C; ++q) total[q] = add ? load(sums + q * W) : vec{};
-  for (int64_t b = 0, at = 0; b < rows; ++b, at += row)
+  for (int q = 0; q < C; ++q) total[q] = add ? load(sums + from + q * W) : vec{};
+  for (int b = 0; b < rows; ++b)
     for (int q = 0; q < C; ++q) {
-      const vec d = local(load(delta + at + q * W), at + q * W);
-      store(delta + at + q * W, d);
+      const int64_t column = from + q * W, at = b * row + column;
+      const vec d = local(source(b, column), at);
+      store(delta + at, d);
       total[q] += d;
     }
-  for (int q = 0; q < C; ++q) store(sums + q * W, total[q]);
+  for (int q = 0; q < C; ++q) store(sums + from + q * W, total[q]);
 }
 
-inline void slope(Activation activation, const float* output, const float* before, float* delta, int64_t row, int rows,
-                  float* sums, bool add) {
-  for (int64_t c = 0; c < row;) {
-    const bool four = row - c >= 4 * W;
-    with_slope(activation, output + c, before + c, [&](auto local) {
-      four ? slope_columns<4>(local, delta + c, row, rows, sums + c, add)
-           : slope_columns<1>(local, delta + c, row, rows, sums + c, add);
-    });
-    c += four ? 4 * W : W;
-  }
+template <class Source>
+inline void slope(Source source, Activation activation, const float* output, const float* before, float* delta,
+                  int64_t row, int rows, float* sums, bool add) {
+  with_slope(activation, output, before, [&](auto local) {
+    int64_t c = 0;
+    for (; c + N * W <= row; c += N * W) slope_columns<N>(source, local, c, delta, row, rows, sums, add);
+    for (; c < row; c += W) slope_columns<1>(source, local, c, delta, row, rows, sums, add);
+  });
 }
 
 // x [rows][padded(inputs)] through a chain of layers.
@@ -92,28 +92,43 @@ inline void backward(const Chain& chain, const Weights& weights, const float* in
                      float* input_delta, bool add_delta, int rows, int block, int64_t widest, float* sums, bool add,
                      Scratch scratch) {
   float* const spare[2] = {scratch.take(widest * block), scratch.take(widest * block)};
+  const float *few = nullptr, *few_weight = nullptr;  // of the head above, whose product is taken with the slope
+  int outputs = 0;
   for (int l = static_cast<int>(chain.size()) - 1; l >= 0; --l) {
     const Layer& layer = chain[l];
     const float* x = l == 0 ? input : trace.output[l - 1];
     float *const own = sums + layer.sums, *const below = l == 0 ? input_delta : spare[l % 2];
     const bool add_below = l == 0 && add_delta;
-    Activation activation = layer.activation;
-    if (layer.head) {
-      with_slope(activation, trace.output[l], trace.before[l], [&](auto local) {
+    const int64_t row = layer.row();
+    float* const bias = own + layer.inputs * row;
+    if (layer.head)
+      with_slope(layer.activation, trace.output[l], trace.before[l], [&](auto local) {
         for (int64_t i = 0; i < int64_t{layer.outputs} * block; i += W) store(delta + i, local(load(delta + i), i));
       });
-      if (layer.few()) {
-        few_gradient(layer, x, delta, rows, block, own, add);
-        if (below) few_input_gradient(layer, weights, delta, rows, block, below, add_below);
-        delta = below;
-        continue;
-      }
-      float* by_sample = spare[(l + 1) % 2];
-      turn([=](int64_t o, int64_t b) { return load(delta + o * block + b); }, padded(layer.outputs), block, by_sample,
-           padded(layer.outputs));
-      delta = by_sample, activation = Activation::none;
+    if (layer.few()) {
+      few_gradient(layer, x, delta, rows, block, own, add);
+      if (l == 0 && below) few_input_gradient(layer, weights, delta, rows, block, below, add_below);
+      few = delta, few_weight = weights.packed + layer.packed, outputs = layer.outputs;
+      delta = below;
+      continue;
     }
-    slope(activation, trace.output[l], trace.before[l], delta, layer.row(), rows, own + layer.inputs * layer.row(), add);
+    auto through = [&](auto source, Activation activation) {
+      slope(source, activation, trace.output[l], trace.before[l], delta, row, rows, bias, add);
+    };
+    if (layer.head) {
+      const float* by_output = delta;
+      delta = spare[(l + 1) % 2];
+      turn([=](int64_t o, int64_t b) { return load(by_output + o * block + b); }, row, block, delta, row);
+    }
+    if (few == nullptr)
+      through([=](int b, int64_t c) { return load(delta + b * row + c); }, layer.head ? Activation::none : layer.activation);
+    else
+      through([=](int b, int64_t c) {
+        vec d = few[b] * load(few_weight + c);
+        for (int o = 1; o < outputs; ++o) d += few[o * block + b] * load(few_weight + o * row + c);
+        return d;
+      }, layer.activation);
+    few = nullptr;
     weight_gradient(layer, weights, x, delta, rows, own, add, scratch);
     if (below) input_gradient(layer, weights, delta, rows, below, add_below, scratch);
     delta = below;
