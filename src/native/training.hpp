@@ -147,7 +147,7 @@ class Training {
     for (const int64_t part : parts) {
       const int64_t blocks = (part + block - 1) / block, first = begins.back();
       const int64_t room = std::max<int64_t>(1, fit / int64_t(parts.size()));
-      int64_t n = std::min({blocks, std::max<int64_t>(4, blocks / 4), int64_t{64}, room});
+      int64_t n = std::min({blocks, std::max<int64_t>(4, blocks / 2), int64_t{64}, room});
       if (n > 4) n -= n % 4;  // as many for each of two or four threads
       for (int64_t s = 1; s <= n; ++s) begins.push_back(first + std::min(blocks * s / n * block, part));
       slices.push_back(n);
