@@ -24,12 +24,16 @@ inline void fill(float* x, float value, int64_t n) {
 }
 
 // ---------------------------------------------------------------- weights as products read them
-// m [depth][columns] in panels, one after another, that fit the first cache; `padded_columns` are filled up with zeros.
+// m [depth][columns] in panels, one after another, that fit the first cache; columns are filled up with zeros.
 inline void pack_copied(const float* m, int64_t depth, int64_t columns, float* to) {
   for (int64_t j = 0; j < columns; j += PANEL) {
     const int64_t width = padded(columns) - j < PANEL ? padded(columns) - j : PANEL;
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t c = 0; c < width; ++c) *to++ = j + c < columns ? m[k * columns + j + c] : 0.0f;
+    const int64_t there = columns - j < width ? columns - j : width, whole = there / W * W;
+    for (int64_t k = 0; k < depth; ++k, to += width) {
+      const float* from = m + k * columns + j;
+      for (int64_t c = 0; c < whole; c += W) store(to + c, load(from + c));
+      for (int64_t c = whole; c < width; ++c) to[c] = c < there ? from[c] : 0.0f;
+    }
   }
 }
 
@@ -45,6 +49,9 @@ inline void pack_turned(const float* m, int64_t depth, int64_t columns, float* t
     to += depth * width;
   }
 }
+
+// Whether the weight is one panel as it is.
+inline bool one_panel(const Layer& layer) { return layer.inputs % LINE == 0 && layer.inputs <= PANEL; }
 
 #ifdef UPSLOPE_TILES
 // Halves are half as long: the other half of the place is for a part of the weight, turned.
@@ -64,9 +71,8 @@ void pack_layer(const Layer& layer, const float* parameters, bool further, [[may
   const float *weight = parameters + layer.weight, *bias = parameters + layer.bias;
   float* const to = packed + layer.packed;
   if (layer.few()) {
-    const int64_t row = padded(layer.inputs);
     for (int64_t o = 0; o < layer.outputs; ++o)
-      for (int64_t i = 0; i < row; ++i) to[o * row + i] = i < layer.inputs ? weight[o * layer.inputs + i] : 0.0f;
+      pack_copied(weight + o * layer.inputs, 1, layer.inputs, to + o * padded(layer.inputs));
     return;
   }
   for (int64_t o = 0; o < layer.forward(); ++o) to[o] = o < layer.outputs ? bias[o] : 0.0f;
@@ -74,7 +80,7 @@ void pack_layer(const Layer& layer, const float* parameters, bool further, [[may
   if (tiles && layer.tiled()) return pack_halves(layer, weight, to + layer.forward());
 #endif
   pack_turned(weight, layer.inputs, layer.outputs, to + layer.forward());
-  if (further) pack_copied(weight, layer.outputs, layer.inputs, to + layer.backward());
+  if (further && !one_panel(layer)) pack_copied(weight, layer.outputs, layer.inputs, to + layer.backward());
 }
 
 // ---------------------------------------------------------------- products of a layer that has more than a few outputs
@@ -141,8 +147,8 @@ inline void input_gradient(const Layer& layer, const Weights& weights, const flo
     return tiled_product(left, right, rows, outputs, inputs, input_delta, inputs);
   }
 #endif
-  multiply(delta, padded(layer.outputs), rows, layer.outputs, packed + layer.backward(), input_delta, layer.inputs, nullptr,
-           add);
+  const float* weight = one_panel(layer) ? weights.parameters + layer.weight : packed + layer.backward();
+  multiply(delta, padded(layer.outputs), rows, layer.outputs, weight, input_delta, layer.inputs, nullptr, add);
 }
 
 // ---------------------------------------------------------------- products of a head, whose numbers are [output][block]

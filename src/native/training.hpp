@@ -89,7 +89,11 @@ class Training {
   explicit Training(const Plan& plan) : plan_(plan), sums_(plan) {}
 
   void prepare(int threads) {
-    while (int(scratch_.size()) < std::max(threads, 1)) scratch_.push_back(zeros(scratch_floats(plan_)));
+    while (int(scratch_.size()) < std::max(threads, 1)) {
+      scratch_.push_back(zeros(scratch_floats(plan_)));
+      packed_.emplace_back();
+      packed_now_.push_back(false);
+    }
   }
 
   float* scratch(int worker) const { return scratch_[worker].get(); }
@@ -100,8 +104,6 @@ class Training {
   template <class Gradient>
   int64_t steps(const Gradient& gradient, const Minibatches& minibatches, const Buffers& buffers, const Descent& descent,
                 bool bfloat16, Chunks chunks, int threads) {
-    if (!packed_) packed_ = zeros(plan_.packed);
-    const Weights weights{buffers.parameters, packed_.get(), bfloat16};
     const int64_t* index = minibatches.index;
     const int64_t steps = minibatches.sizes.size();
     Pace pace(steps, std::max(threads, 1));
@@ -110,9 +112,11 @@ class Training {
       double* metrics = minibatches.metrics + k * (METRICS + 1);
       std::fill_n(metrics, METRICS + 1, 0.0);
       pace.begin();
-      pack(weights, pace.threads());
       const float weight = float(1.0 / double(rows));
-      auto kernel = [&](auto... rest) { gradient(weights, weight, rest...); };
+      std::fill(packed_now_.begin(), packed_now_.end(), false);
+      auto kernel = [&](int worker, auto... rest) {
+        gradient(packed(buffers.parameters, bfloat16, worker), weight, rest..., scratch(worker));
+      };
       const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads());
       const double norm = metrics[METRICS] = std::sqrt(square);
       chunks = {};
@@ -124,15 +128,17 @@ class Training {
   }
 
  private:
-  void pack(const Weights& weights, int threads) {
-    std::vector<const Layer*> layers;
+  // The weights as a worker's products read them. Each packs them for itself, once a step: what another core packs would
+  // travel for as long.
+  Weights packed(const float* parameters, bool bfloat16, int worker) {
+    if (!packed_[worker]) packed_[worker] = zeros(plan_.packed);
     for (const Chain* chain : {&plan_.trunk, &plan_.actor, &plan_.critic})
-      for (const Layer& layer : *chain) layers.push_back(&layer);
-    auto work = [&](int number, int) {
-      kernels->pack_layer(*layers[number], weights.parameters, true, weights.tiles, packed_.get());
-    };
-    constexpr int64_t FEW = 1 << 16;  // floats, below which a thread is no sooner told than it is done
-    in_parallel(int(layers.size()), plan_.packed < FEW ? 1 : threads, work);
+      for (size_t l = 0; l < chain->size() && !packed_now_[worker]; ++l) {
+        const bool further = l > 0 || !(plan_.trunk.empty() || chain == &plan_.trunk);
+        kernels->pack_layer((*chain)[l], parameters, further, bfloat16, packed_[worker].get());
+      }
+    packed_now_[worker] = true;
+    return {parameters, packed_[worker].get(), bfloat16};
   }
 
   // Puts the gradient of the rows `index` into `total`, adds to the metrics, and returns the gradient's squared norm. No
@@ -157,8 +163,8 @@ class Training {
     sums_.begin(count, std::max(threads, 1));
     std::vector<double> found(count * METRICS, 0.0);
     auto work = [&](int slice, int worker) {
-      gradient(index + begins[slice], int(begins[slice + 1] - begins[slice]), block, sums_.take(slice, worker),
-               &found[slice * METRICS], scratch(worker));
+      gradient(worker, index + begins[slice], int(begins[slice + 1] - begins[slice]), block, sums_.take(slice, worker),
+               &found[slice * METRICS]);
     };
     in_parallel(count, threads, work);
     for (int i = 0; i < count * METRICS; ++i) metrics[i % METRICS] += found[i];
@@ -178,7 +184,8 @@ class Training {
   const Plan& plan_;
   Sums sums_;
   std::vector<Floats> scratch_;  // of each worker
-  Floats packed_;                // the weights as products read them
+  std::vector<Floats> packed_;   // the weights of each
+  std::vector<char> packed_now_;  // whether they are this step's
 };
 
 }  // namespace upslope
