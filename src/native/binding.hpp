@@ -27,7 +27,7 @@ template <class T>
 using Given = std::optional<Array<T>>;  // actions are int64 for choices, float32 for numbers; masks may be absent
 
 extern const Kernels* kernels;  // those of the instruction set in use
-bool tiles();                   // whether this process may use tiles, which it asks for
+Products halves();              // how this process may take products in bfloat16; floats: not at all
 
 struct Free {
   void operator()(float* p) const { std::free(p); }

@@ -335,7 +335,7 @@ inline void gradient_of_block(const Plan& plan, const Loss& loss, const Weights&
   const float* parameters = weights.parameters;
   const float* input = gather(plan, batch.observation, index, given, block, scratch);
   const Sample sample = gather_sample(plan, loss, batch, index, given, block, scratch);
-  const int rows = weights.tiles ? block : given;  // tiles take as many as fill them
+  const int rows = weights.products == Products::floats ? given : block;  // tiles are filled
   const int64_t widest = padded(plan.widest);
   const bool shared = !plan.trunk.empty();
   float* seen_delta = shared ? scratch.take(padded(plan.trunk.back().outputs) * block) : nullptr;

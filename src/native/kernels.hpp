@@ -12,15 +12,15 @@ namespace {
 void gradient(const Plan& plan, const Loss& loss, const Weights& weights, const Batch& batch, const int64_t* index,
               int rows, int block, float* sums, double* metrics, float* scratch) {
 #ifdef UPSLOPE_TILES
-  if (weights.tiles) begin_tiles();
+  if (weights.products == Products::tiles) begin_tiles();
 #endif
   for (int b = 0; b < rows; b += block) {
     const int here = rows - b < block ? rows - b : block;  // the last block is no larger than it must be
-    const int room = weights.tiles ? (here + 31) / 32 * 32 : int(padded(here));
+    const int room = weights.products == Products::floats ? int(padded(here)) : (here + 31) / 32 * 32;
     gradient_of_block(plan, loss, weights, batch, index + b, here, room, sums, b > 0, metrics, Scratch{scratch});
   }
 #ifdef UPSLOPE_TILES
-  if (weights.tiles) end_tiles();
+  if (weights.products == Products::tiles) end_tiles();
 #endif
 }
 
@@ -198,7 +198,7 @@ void adam(const Adam& settings, int64_t n, float* __restrict gradient, float* __
 namespace upslope {
 extern const Kernels UPSLOPE_KERNELS;
 const Kernels UPSLOPE_KERNELS = {UPSLOPE_NAME,
-#ifdef UPSLOPE_TILES
+#ifdef UPSLOPE_HALVES
                                  true,
 #else
                                  false,

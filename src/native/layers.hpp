@@ -1,5 +1,5 @@
 // The three products of a layer and a block of samples: its output, and the gradients of its weight and of its input.
-// Where tiles are asked for, the layers that fit them take them in bfloat16.
+// Where bfloat16 is asked for, layers whose sizes fill tiles take them in it.
 #pragma once
 
 #include "plan.hpp"
@@ -53,7 +53,7 @@ inline void pack_turned(const float* m, int64_t depth, int64_t columns, float* t
 // Whether the weight is one panel as it is.
 inline bool one_panel(const Layer& layer) { return layer.inputs % LINE == 0 && layer.inputs <= PANEL; }
 
-#ifdef UPSLOPE_TILES
+#ifdef UPSLOPE_HALVES
 // Halves are half as long: the other half of the place is for a part of the weight, turned.
 inline void pack_halves(const Layer& layer, const float* weight, float* to) {
   const int64_t inputs = layer.inputs, outputs = layer.outputs, all = inputs * outputs;
@@ -67,7 +67,7 @@ inline void pack_halves(const Layer& layer, const float* weight, float* to) {
 }
 #endif
 
-void pack_layer(const Layer& layer, const float* parameters, bool further, [[maybe_unused]] bool tiles, float* packed) {
+void pack_layer(const Layer& layer, const float* parameters, bool further, [[maybe_unused]] bool halved, float* packed) {
   const float *weight = parameters + layer.weight, *bias = parameters + layer.bias;
   float* const to = packed + layer.packed;
   if (layer.few()) {
@@ -76,8 +76,8 @@ void pack_layer(const Layer& layer, const float* parameters, bool further, [[may
     return;
   }
   for (int64_t o = 0; o < layer.forward(); ++o) to[o] = o < layer.outputs ? bias[o] : 0.0f;
-#ifdef UPSLOPE_TILES
-  if (tiles && layer.tiled()) return pack_halves(layer, weight, to + layer.forward());
+#ifdef UPSLOPE_HALVES
+  if (halved) return pack_halves(layer, weight, to + layer.forward());
 #endif
   pack_turned(weight, layer.inputs, layer.outputs, to + layer.forward());
   if (further && !one_panel(layer)) pack_copied(weight, layer.outputs, layer.inputs, to + layer.backward());
@@ -95,7 +95,7 @@ inline void multiply(const float* a, int64_t a_row, int rows, int64_t depth, con
   }
 }
 
-#ifdef UPSLOPE_TILES
+#ifdef UPSLOPE_HALVES
 inline Half* take_halves(Scratch& scratch, int64_t numbers) {
   return reinterpret_cast<Half*>(scratch.take(numbers / HALVES));
 }
@@ -105,13 +105,13 @@ inline Half* take_halves(Scratch& scratch, int64_t numbers) {
 inline void outputs_of(const Layer& layer, const Weights& weights, const float* input, int rows, float* output,
                        [[maybe_unused]] Scratch scratch) {
   const float *bias = weights.packed + layer.packed, *weight = bias + layer.forward();
-#ifdef UPSLOPE_TILES
-  if (weights.tiles && layer.tiled()) {
+#ifdef UPSLOPE_HALVES
+  if (weights.halved(layer)) {
     const int64_t inputs = layer.inputs, outputs = layer.outputs;
     for (int b = 0; b < rows; ++b)
       for (int64_t o = 0; o < outputs; o += W) store(output + b * outputs + o, load(bias + o));
     const Half* left = pack_left(input, inputs, rows, inputs, take_halves(scratch, inputs * rows));
-    return tiled_product(left, reinterpret_cast<const Half*>(weight), rows, inputs, outputs, output, outputs);
+    return halved_product(weights.products, left, reinterpret_cast<const Half*>(weight), rows, inputs, outputs, output, outputs);
   }
 #endif
   multiply(input, padded(layer.inputs), rows, layer.inputs, weight, output, layer.outputs, bias, false);
@@ -121,14 +121,14 @@ inline void outputs_of(const Layer& layer, const Weights& weights, const float* 
 inline void weight_gradient(const Layer& layer, [[maybe_unused]] const Weights& weights, const float* input,
                             const float* delta, int rows, float* sums, bool add, [[maybe_unused]] Scratch scratch) {
   const int64_t row = layer.row(), inputs = layer.inputs;
-#ifdef UPSLOPE_TILES
-  if (weights.tiles && layer.tiled()) {
+#ifdef UPSLOPE_HALVES
+  if (weights.halved(layer)) {
     if (!add) fill(sums, 0.0f, inputs * row);
     float* turned = scratch.take(inputs * rows);
     turn([=](int64_t b, int64_t i) { return load(input + b * inputs + i); }, rows, inputs, turned, rows);
     const Half* left = pack_left(turned, rows, inputs, rows, take_halves(scratch, inputs * rows));
     const Half* right = pack_right(delta, row, rows, row, rows, take_halves(scratch, rows * row));
-    return tiled_product(left, right, inputs, rows, row, sums, row);
+    return halved_product(weights.products, left, right, inputs, rows, row, sums, row);
   }
 #endif
   product({input, 1, padded(inputs)}, layer.inputs, rows, delta, row, sums, row, row, nullptr, add);
@@ -138,13 +138,13 @@ inline void weight_gradient(const Layer& layer, [[maybe_unused]] const Weights& 
 inline void input_gradient(const Layer& layer, const Weights& weights, const float* delta, int rows, float* input_delta,
                            bool add, [[maybe_unused]] Scratch scratch) {
   const float* packed = weights.packed + layer.packed;
-#ifdef UPSLOPE_TILES
-  if (weights.tiles && layer.tiled()) {
+#ifdef UPSLOPE_HALVES
+  if (weights.halved(layer)) {
     const int64_t inputs = layer.inputs, outputs = layer.outputs;
     if (!add) fill(input_delta, 0.0f, rows * inputs);
     const Half* left = pack_left(delta, outputs, rows, outputs, take_halves(scratch, outputs * rows));
     const Half* right = reinterpret_cast<const Half*>(packed + layer.forward()) + inputs * outputs;
-    return tiled_product(left, right, rows, outputs, inputs, input_delta, inputs);
+    return halved_product(weights.products, left, right, rows, outputs, inputs, input_delta, inputs);
   }
 #endif
   const float* weight = one_panel(layer) ? weights.parameters + layer.weight : packed + layer.backward();

@@ -35,19 +35,22 @@ std::vector<const Kernels*> available() {
 
 const Kernels* upslope::kernels = available().front();
 
-// Linux lets a process use tiles only after it was asked: they add eight kilobytes to what a switch of threads saves.
-bool upslope::tiles() {
+Products upslope::halves() {
+  if (!kernels->halves) return Products::floats;
+#ifdef UPSLOPE_BF16
+  static const Products found = [] {
 #ifdef UPSLOPE_AMX
-  static const bool allowed = [] {
+    // Linux lets a process use tiles only after it was asked: they add eight kilobytes to what a switch of threads saves.
     constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    const bool tile = d >> 24 & 1, bf16 = d >> 22 & 1;
-    return tile && bf16 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    const bool tile = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1, bf16 = d >> 22 & 1;
+    if (tile && bf16 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0) return Products::tiles;
+#endif
+    return __builtin_cpu_supports("avx512bf16") ? Products::halves : Products::floats;
   }();
-  return allowed && kernels->tiles;
+  return found;
 #else
-  return false;
+  return Products::floats;
 #endif
 }
 
@@ -79,5 +82,8 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels->name); });
   m.def("use_instruction_set", &use_instruction_set);
-  m.def("tiles", &tiles);
+  m.def("bfloat16", [] {
+    const Products how = halves();
+    return std::string(how == Products::tiles ? "AMX" : how == Products::halves ? "AVX-512" : "");
+  });
 }

@@ -62,7 +62,8 @@ class Network {
     const Minibatches minibatches = minibatches_of(index, m, sizes, metrics);
     for (const auto* column : {&old_log_prob, &old_value, &advantage, &target})
       need(int64_t(column->shape(0)) == m, "a column of the batch has another number of rows");
-    need(!bfloat16 || (tiles() && kernels->tiles && tiled()), "no tiles, or no layer for them");
+    const Products products = bfloat16 ? halves() : Products::floats;
+    need(!bfloat16 || (products != Products::floats && tiled()), "no products in bfloat16, or no layer for them");
     Batch batch{observation.data(), nullptr, nullptr, nullptr, old_log_prob.data(), old_value.data(), advantage.data(),
                 target.data()};
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
@@ -97,7 +98,7 @@ class Network {
       own.sample_weight = sample_weight;
       kernels->gradient(plan_, own, weights, batch, rest...);
     };
-    return training_->steps(kernel, minibatches, buffers, descent, bfloat16, std::move(chunks), threads);
+    return training_->steps(kernel, minibatches, buffers, descent, products, std::move(chunks), threads);
   }
 
   // The same for action-values, which are the actor's numbers: steps down E[(q(s, a) - y)^2] / 2, or Huber's loss, where
@@ -131,7 +132,7 @@ class Network {
     auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       kernels->temporal(plan_, {huber, sample_weight}, weights, batch, rest...);
     };
-    return training_->steps(kernel, minibatches, buffers, descent, false, {}, threads);
+    return training_->steps(kernel, minibatches, buffers, descent, Products::floats, {}, threads);
   }
 
   void act(Vector<const float> parameters, Rows<const float> observation, Given<const double> uniform,
@@ -270,7 +271,7 @@ class Network {
     if (!packed_) packed_ = zeros(plan_.packed);
     for (const Chain* chain : {&std::as_const(plan_.trunk), &behind})
       for (const Layer& layer : *chain) kernels->pack_layer(layer, parameters, false, false, packed_.get());
-    return {parameters, packed_.get(), false};
+    return {parameters, packed_.get(), Products::floats};
   }
 
   static constexpr int64_t SHARE = 64;  // rows that a thread takes at once

@@ -130,19 +130,23 @@ struct Heads {
   float scale;
 };
 
+// How the products of layers that fit tiles are taken: in float32, or in bfloat16 in registers or on tiles.
+enum class Products { floats, halves, tiles };
+
 // What a chain's weights are: the parameters, and `packed` of them.
 struct Weights {
   const float *parameters, *packed;
-  bool tiles;  // whether layers that fit tiles have their products in bfloat16
+  Products products;
+  bool halved(const Layer& layer) const { return products != Products::floats && layer.tiled(); }
 };
 
 // One instruction set's kernels. `scratch` is of `scratch_floats(plan)` floats, aligned to a line of cache.
 struct Kernels {
   const char* name;
-  bool tiles;  // whether it has products in bfloat16
+  bool halves;  // whether it has products in bfloat16
   // A layer's weight as products read it, into `packed`, that of the whole plan; `further`: the gradient of its input is
   // asked for as well.
-  void (*pack_layer)(const Layer&, const float* parameters, bool further, bool tiles, float* packed);
+  void (*pack_layer)(const Layer&, const float* parameters, bool further, bool halved, float* packed);
   void (*gradient)(const Plan&, const Loss&, const Weights&, const Batch&, const int64_t* index, int rows, int block,
                    float* sums, double* metrics, float* scratch);
   // draws from `uniform` in [0, 1), or from `normal` for a Gaussian, [rows][size]

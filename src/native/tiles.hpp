@@ -1,14 +1,19 @@
-// Products of matrices in bfloat16 on the processor's tiles (AMX): a float32 is rounded to its first 8 of 24 bits, and sums
-// are float32's. Only where it is asked for, and only on processors that have tiles: see `tiles` in module.cpp.
+// Products of matrices in bfloat16: a float32 is rounded to its first 8 of 24 bits, and sums are float32's. On the processor's
+// tiles (AMX), or else in AVX-512's registers, twice as many numbers at once as float32's. Only where it is asked for, and only
+// on processors that have either: see `halves` in module.cpp.
 #pragma once
 
+#include "plan.hpp"
 #include "vectors.hpp"
 
-#if defined(__AVX512F__) && defined(UPSLOPE_AMX)
+#if defined(__AVX512F__) && defined(UPSLOPE_BF16)
+#define UPSLOPE_HALVES
+#ifdef UPSLOPE_AMX
 #define UPSLOPE_TILES
 #endif
+#endif
 
-#ifdef UPSLOPE_TILES
+#ifdef UPSLOPE_HALVES
 namespace {
 
 using Half = uint16_t;
@@ -48,6 +53,33 @@ inline const Half* pack_right(const float* m, int64_t row, int64_t depth, int64_
 }
 
 // c [rows][columns] += left right; all sizes are multiples of 32.
+__attribute__((target("avx512bf16"), noinline)) void dotted_product(const Half* left, const Half* right, int64_t rows,
+                                                                    int64_t depth, int64_t columns, float* c, int64_t c_row) {
+  constexpr int R = 8, C = 2;
+  for (int64_t i = 0; i < rows; i += R)
+    for (int64_t j = 0; j < columns; j += C * TILE) {
+      float* const to = c + i * c_row + j;
+      vec sums[R][C];
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < C; ++q) sums[r][q] = load(to + r * c_row + q * TILE);
+      const Half *a = left + i / TILE * TILE * depth + i % TILE * DEEP_TILE, *b = right + j * depth;
+      for (int64_t k = 0; k < depth; k += DEEP_TILE, a += TILE * DEEP_TILE)
+        for (int64_t t = 0; t < TILE; ++t, b += DEEP_TILE) {
+          __m512bh line[C];
+          for (int q = 0; q < C; ++q) line[q] = (__m512bh)_mm512_loadu_si512(b + q * TILE * depth);
+          for (int r = 0; r < R; ++r) {
+            int32_t two;
+            __builtin_memcpy(&two, a + r * DEEP_TILE + t * HALVES, sizeof two);
+            for (int q = 0; q < C; ++q) sums[r][q] = _mm512_dpbf16_ps(sums[r][q], (__m512bh)_mm512_set1_epi32(two), line[q]);
+          }
+        }
+      for (int r = 0; r < R; ++r)
+        for (int q = 0; q < C; ++q) store(to + r * c_row + q * TILE, sums[r][q]);
+    }
+}
+
+#ifdef UPSLOPE_TILES
+// The same.
 __attribute__((target("amx-tile,amx-bf16"), noinline)) void tiled_product(const Half* left, const Half* right, int64_t rows,
                                                                           int64_t depth, int64_t columns, float* c,
                                                                           int64_t c_row) {
@@ -89,6 +121,15 @@ const TileShapes shapes;  // constant, so that a compiler which does not know th
 
 __attribute__((target("amx-tile,amx-bf16"), noinline)) void begin_tiles() { _tile_loadconfig(&shapes); }
 __attribute__((target("amx-tile,amx-bf16"), noinline)) void end_tiles() { _tile_release(); }
+#endif
+
+inline void halved_product(upslope::Products how, const Half* left, const Half* right, int64_t rows, int64_t depth,
+                           int64_t columns, float* c, int64_t c_row) {
+#ifdef UPSLOPE_TILES
+  if (how == upslope::Products::tiles) return tiled_product(left, right, rows, depth, columns, c, c_row);
+#endif
+  dotted_product(left, right, rows, depth, columns, c, c_row);
+}
 
 }  // namespace
 #endif

@@ -103,7 +103,7 @@ class Training {
   // metrics, scratch) is a kernel of this plan.
   template <class Gradient>
   int64_t steps(const Gradient& gradient, const Minibatches& minibatches, const Buffers& buffers, const Descent& descent,
-                bool bfloat16, Chunks chunks, int threads) {
+                Products products, Chunks chunks, int threads) {
     const int64_t* index = minibatches.index;
     const int64_t steps = minibatches.sizes.size();
     Pace pace(steps, std::max(threads, 1));
@@ -115,7 +115,7 @@ class Training {
       const float weight = float(1.0 / double(rows));
       std::fill(packed_now_.begin(), packed_now_.end(), false);
       auto kernel = [&](int worker, auto... rest) {
-        gradient(packed(buffers.parameters, bfloat16, worker), weight, rest..., scratch(worker));
+        gradient(packed(buffers.parameters, products, worker), weight, rest..., scratch(worker));
       };
       const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads());
       const double norm = metrics[METRICS] = std::sqrt(square);
@@ -130,15 +130,16 @@ class Training {
  private:
   // The weights as a worker's products read them. Each packs them for itself, once a step: what another core packs would
   // travel for as long.
-  Weights packed(const float* parameters, bool bfloat16, int worker) {
+  Weights packed(const float* parameters, Products products, int worker) {
     if (!packed_[worker]) packed_[worker] = zeros(plan_.packed);
+    const Weights weights{parameters, packed_[worker].get(), products};
     for (const Chain* chain : {&plan_.trunk, &plan_.actor, &plan_.critic})
       for (size_t l = 0; l < chain->size() && !packed_now_[worker]; ++l) {
         const bool further = l > 0 || !(plan_.trunk.empty() || chain == &plan_.trunk);
-        kernels->pack_layer((*chain)[l], parameters, further, bfloat16, packed_[worker].get());
+        kernels->pack_layer((*chain)[l], parameters, further, weights.halved((*chain)[l]), packed_[worker].get());
       }
     packed_now_[worker] = true;
-    return {parameters, packed_[worker].get(), bfloat16};
+    return weights;
   }
 
   // Puts the gradient of the rows `index` into `total`, adds to the metrics, and returns the gradient's squared norm. No

@@ -52,8 +52,8 @@ class AgentConfig:
     """Where the networks are: cpu, or another device of torch such as cuda."""
     engine: str = "auto"
     """What takes the optimisation steps: torch, native (C++), bfloat16 (the same with products in
-    bfloat16, on processors with AMX), graph (torch's as CUDA graphs, for device="cuda"), or auto:
-    native where it applies, else torch."""
+    bfloat16, on processors that have it), graph (torch's as CUDA graphs, for device="cuda"), or
+    auto: native where it applies, else torch."""
 
 
 POSITIVE_INTEGERS = (

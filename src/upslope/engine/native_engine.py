@@ -59,8 +59,8 @@ class NativeEngine(TorchEngine):
     ) -> None:
         if MISSING:
             raise Unfit(MISSING)
-        if bfloat16 and not _native.tiles():
-            raise Unfit("it takes a processor with AMX, on Linux")
+        if bfloat16 and not _native.bfloat16():
+            raise Unfit("it takes a processor with AVX-512 for bfloat16, or AMX")
         super().__init__(policy, max_grad_norm=max_grad_norm, adam_eps=adam_eps)
         self.structure = structure_of(policy, self.flat)
         self.network = _native.Network(*self.structure)
@@ -68,7 +68,7 @@ class NativeEngine(TorchEngine):
         if bfloat16 and not self.network.tiled:
             raise Unfit("no layer has as many inputs, and outputs, as a multiple of 32")
         self._threads: int | None = None
-        products = ", products in bfloat16" if bfloat16 else ""
+        products = f", products in bfloat16 by {_native.bfloat16()}" if bfloat16 else ""
         self.rounding = f"native {_native.instruction_set()}{products}"
         self.description = f"native ({_native.instruction_set()}){products}"
         flat = self.flat

@@ -67,8 +67,9 @@ def _engine() -> Finding:
         return Finding(NOTE, "native engine", native_engine.MISSING, how)
     native = native_engine._native
     found = f"it is there, and uses {native.instruction_sets()[0]} on this processor"
-    tiles = ", which has AMX for engine='bfloat16'" if native.tiles() else ""
-    return Finding(GOOD, "native engine", found + tiles)
+    if how := native.bfloat16():
+        found += f", which has {how} for engine='bfloat16'"
+    return Finding(GOOD, "native engine", found)
 
 
 def _threads() -> Finding:
