@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.native_cases import (
@@ -46,7 +46,8 @@ def plain_loss(policy, batch, *, vf_coef, ent_coef):
     }
 
 
-widths = st.integers(1, 40) | st.sampled_from([64, 131, 270])  # the last are cut into pieces
+widths = st.integers(1, 40) | st.sampled_from([64, 80, 131, 270])  # the last are cut into pieces
+counts = st.integers(1, 330) | st.sampled_from([512, 700])  # the last are in blocks of 128
 hidden = st.lists(widths, max_size=3)
 heads = st.one_of(
     st.integers(1, 20).map(lambda n: spaces.Discrete(n)),
@@ -88,12 +89,24 @@ def exact(policy, rows, loss, index):
     return torch.cat([p.grad.flatten() for p in order]), metrics
 
 
+def case(trunk, actor, critic):
+    """A case that is always tried, of many samples."""
+    shape = {"inputs": 5, "trunk": trunk, "actor": actor, "critic": critic, "activation": "tanh"}
+    shape["space"] = spaces.Discrete(3)
+    return example(shape=shape, count=700, masked=False, loss=LOSS, threads=2, seed=0)
+
+
+LOSS = partial(ppo_loss, clip_range=0.2, clip_range_vf=0.3, vf_coef=0.5, ent_coef=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@case(trunk=[64], actor=[], critic=[])  # both heads give the trunk a gradient
+@case(trunk=[], actor=[96, 80], critic=[128, 64])  # several panels of weights
 @settings(max_examples=120, deadline=None)
 @given(
     shape=shapes,
-    count=st.integers(1, 330),
+    count=counts,
     masked=st.booleans(),
     loss=clipped_losses | plain_losses,
     threads=st.integers(1, 4),
@@ -132,7 +145,6 @@ SPACES = {
     "multi": spaces.MultiDiscrete([3, 1, 4]),
     "box": spaces.Box(-1, 1, (2,), np.float32),
 }
-LOSS = partial(ppo_loss, clip_range=0.2, clip_range_vf=0.3, vf_coef=0.5, ent_coef=0.01)
 
 
 def policy_of(space="discrete", seed=0) -> PlainPolicy:

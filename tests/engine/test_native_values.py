@@ -78,9 +78,9 @@ def exact(policy, batch, loss, index):
 @given(
     inputs=st.integers(1, 40) | st.just(150),
     actions=st.integers(1, 20),
-    layers=st.lists(st.integers(1, 40) | st.sampled_from([64, 131, 270]), max_size=3),
+    layers=st.lists(st.integers(1, 40) | st.sampled_from([64, 80, 131, 270]), max_size=3),
     activation=st.sampled_from(["tanh", "relu", "silu"]),
-    count=st.integers(1, 330),
+    count=st.integers(1, 330) | st.sampled_from([512, 700]),  # the last are in blocks of 128
     double=st.booleans(),
     huber=st.booleans(),
     threads=st.integers(1, 4),
