@@ -40,8 +40,8 @@ inline void with_slope(Activation activation, const float* output, const float* 
     });
 }
 
-// Takes a gradient of outputs, source(b, at) of W numbers of row b, through the slope into delta [rows][row], and puts its
-// sum over rows, the bias's gradient, into `sums` [row], or adds it.
+// Takes a gradient of outputs, source(b, c) of W numbers of row b from the c-th on, through the slope into delta [rows][row],
+// and puts its sum over rows, the bias's gradient, into `sums` [row], or adds it.
 template <int C, class Source, class Local>
 inline void slope_columns(Source source, Local local, int64_t from, float* delta, int64_t row, int rows, float* sums,
                           bool add) {
@@ -120,14 +120,15 @@ inline void backward(const Chain& chain, const Weights& weights, const float* in
       delta = spare[(l + 1) % 2];
       turn([=](int64_t o, int64_t b) { return load(by_output + o * block + b); }, row, block, delta, row);
     }
+    const Activation rest = layer.head ? Activation::none : layer.activation;  // a head's is done
     if (few == nullptr)
-      through([=](int b, int64_t c) { return load(delta + b * row + c); }, layer.head ? Activation::none : layer.activation);
+      through([=](int b, int64_t c) { return load(delta + b * row + c); }, rest);
     else
       through([=](int b, int64_t c) {
         vec d = few[b] * load(few_weight + c);
         for (int o = 1; o < outputs; ++o) d += few[o * block + b] * load(few_weight + o * row + c);
         return d;
-      }, layer.activation);
+      }, rest);
     few = nullptr;
     weight_gradient(layer, weights, x, delta, rows, own, add, scratch);
     if (below) input_gradient(layer, weights, delta, rows, below, add_below, scratch);
