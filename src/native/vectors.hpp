@@ -116,21 +116,12 @@ inline Power<T> power(const T& y) {
   return {p * (r * r) + r, to_exponent(shifted)};
 }
 
-// (E - 1) / (E + 1), E = e^2x = 2^n e^2r, accurate also near 0: as `power`, of r = x - n ln 2 / 2. The denominator is the
-// numerator + 2, which an adder finds that is not busy multiplying.
+// (e^2x - 1) / (e^2x + 1), accurate also near 0. The denominator is the numerator + 2, which an adder finds that is not busy
+// multiplying.
 template <class T>
-inline T hyperbolic_tangent(const T& x_all) {
-  constexpr float magic = 12582912.0f + 127.0f;
-  const T x = within(x_all, -10.0f, 10.0f);
-  const T shifted = x * (2 * 1.44269504f) + magic;
-  const T n = shifted + -magic;
-  const T r = x + n * -0.346573591f;
-  T p = r * (64 * 0.00139411108f) + 32 * 0.00836676080f;
-  p = p * r + 16 * 0.0416663513f;
-  p = p * r + 8 * 0.166665405f;
-  p = p * r + 4 * 0.5f;
-  const T expm1 = p * (r * r) + (r + r), scale = to_exponent(shifted);
-  const T above = expm1 * scale + (scale + -1.0f);
+inline T hyperbolic_tangent(const T& x) {
+  const Power<T> e = power(within(x * 2.0f, -20.0f, 20.0f));
+  const T above = e.expm1 * e.scale + (e.scale + -1.0f);
   return above * reciprocal(above + 2.0f);
 }
 
