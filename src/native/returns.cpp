@@ -47,7 +47,7 @@ double total(int64_t n, F f) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// out = (A - mean) / (deviation + epsilon), mean and deviation over each of the parts of `index`, of `sizes`.
+// out = (A - mean) / (deviation + epsilon), mean and deviation over each of the parts of `index`, of `sizes`; 0 elsewhere.
 void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vector<const int64_t> sizes, double epsilon,
                  Vector<float> out) {
   const int64_t m = advantage.shape(0), rows = index.shape(0);
@@ -56,6 +56,7 @@ void standardize(Vector<const float> advantage, Vector<const int64_t> index, Vec
   const float* a = advantage.data();
   const int64_t *from = index.data(), *end = from + rows;
   std::vector<float> part;
+  if (rows < m) std::fill_n(out.data(), m, 0.0f);
   for (size_t k = 0; k < sizes.shape(0); ++k) {
     const int64_t n = sizes.data()[k];
     need(n >= 0 && n <= end - from, "sizes do not fit the index");

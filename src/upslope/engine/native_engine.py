@@ -125,6 +125,8 @@ class NativeEngine(TorchEngine):
     ) -> dict[str, Tensor]:
         """Take the steps of `TorchEngine.epoch` in one call, where loss and batch are known.
 
+        The first minibatch's rows are left in the order of its chunks.
+
         Raises ArgumentError where they are not and the native engine was demanded.
         """
         how, arrays = self._coefficients(loss), self._arrays(batch)
@@ -136,9 +138,9 @@ class NativeEngine(TorchEngine):
             return self._one_by_one(loss, batch, minibatches, learning_rate, chunks)
         self.flat.zero_gradient()
         parts = Minibatches.of(minibatches)
-        index = parts.rows
+        index = parts.rows.numpy()
         if chunks is not None:
-            index = torch.cat([chunks.index, index[len(chunks.index) :]])
+            index[: len(chunks.index)] = chunks.index.numpy()
             if len(self.chunk_gradients) != len(chunks.sizes):
                 self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
         names = METRICS[how.surrogate]
@@ -148,7 +150,7 @@ class NativeEngine(TorchEngine):
             how=how,
             chunks=chunks,
             **arrays,
-            index=index.numpy(),
+            index=index,
             sizes=parts.sizes,
             descent=self._descent(learning_rate),
             bfloat16=self.bfloat16,
@@ -157,7 +159,7 @@ class NativeEngine(TorchEngine):
         self.steps += taken
         if taken < len(parts):
             self.check_finite(found[taken, 5])
-        columns = torch.from_numpy(found.astype(np.float32)).unbind(1)
+        columns = [torch.from_numpy(column) for column in found.astype(np.float32).T]
         return dict(zip(names, columns, strict=False)) | {"gradient_norm": columns[5]}
 
     def _train(

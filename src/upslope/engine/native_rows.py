@@ -38,10 +38,9 @@ class NativeRows:
         self.choices: list[int] = structure.choices
         steps, n_envs = rollout.n_steps, rollout.n_envs
         self.observation = list(rollout.observation.reshape(steps, n_envs, -1))
-        self.action, self.log_prob, self.value = (
-            list(array)
-            for array in (rollout.action, rollout.log_prob.numpy(), rollout.value.numpy())
-        )
+        self.observation.append(rollout.last_observation.reshape(n_envs, -1))
+        self.action, self.log_prob = list(rollout.action), list(rollout.log_prob.numpy())
+        self.value = [*rollout.value.numpy(), rollout.last_value.numpy()]
         kind = torch.float64 if self.choices else torch.float32
         self.noise = torch.empty(min(AHEAD, steps), n_envs, structure.size, dtype=kind)
         self.drawn = list(self.noise.numpy())

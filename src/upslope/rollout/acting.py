@@ -34,7 +34,8 @@ class Rows(Protocol):
     def begin_value(self, t: int) -> bool:
         """Begin to put v(s) into row t while the caller does something else; False: not done.
 
-        It is there once the engine's `finish` has returned. The policy must not change meanwhile.
+        Row T is that of the last observation. It is there once the engine's `finish` has returned.
+        The policy must not change meanwhile.
         """
 
 

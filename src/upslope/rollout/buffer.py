@@ -100,8 +100,10 @@ class Rollout:
         self.truncated = np.zeros(shape, bool)
         self.valid = np.zeros(shape, bool)
         self.value = torch.zeros(shape)
+        self.last_value = torch.zeros(n_envs)
+        """[N] v of `last_observation`."""
         self.valued = False
-        """Whether `value` is already v of the observations, under the policy that collected."""
+        """Whether these are already v of the observations, under the policy that collected."""
         self.next_value = torch.zeros(shape)
         self.advantage = torch.zeros(shape)
         self.target = torch.zeros(shape)

@@ -88,10 +88,7 @@ class Collector:
                 self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
-        policy.head.matrix = None
-        if self.engine is not None:
-            self.engine.finish()
-        rollout.last_observation[:] = self.observation
+        self._end_acting(policy, rows)
         rollout.last_mask = self.stream.action_mask
         self.segment_steps += rollout.n_steps
         if self.replays:
@@ -106,6 +103,15 @@ class Collector:
         act = self.behaviour or act or policy.act
         self.rollout.begin(self.memory)
         return begin_acting(self.rollout, policy, act, self.engine, draws, valuing=self.valuing)
+
+    def _end_acting(self, policy: ActorCritic, rows: Rows | None) -> None:
+        """Note what the rollout ends in, and have all values that were begun."""
+        policy.head.matrix = None
+        self.rollout.last_observation[:] = self.observation
+        if rows is not None and self.rollout.valued:
+            self.rollout.valued = rows.begin_value(self.rollout.n_steps)
+        if self.engine is not None:
+            self.engine.finish()
 
     def _step(
         self, t: int, policy: ActorCritic, acts: Acting, ahead: Ahead | None = None

@@ -49,7 +49,7 @@ class EpisodeCollector(Collector):
         self._begin_segment(self.segment + 1)
         playing, t = self.stream.acting, -1
         with torch.inference_mode():
-            acts, _ = self._begin_acting(policy, act, generator)
+            acts, rows = self._begin_acting(policy, act, generator)
             while playing.any():
                 t += 1
                 step, memory = self._step(t, policy, acts)
@@ -58,8 +58,7 @@ class EpisodeCollector(Collector):
                 self._record(t, step, playing)
                 if rollout.recurrent:
                     self._remember(t, memory)
-        policy.head.matrix = None
-        rollout.last_observation[:] = self.observation
+        self._end_acting(policy, rows)
         return rollout.first(t + 1)
 
     def _environments(self) -> dict[str, Any]:

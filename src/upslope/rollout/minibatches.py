@@ -36,9 +36,8 @@ class Minibatches(Sequence[Tensor]):
     @classmethod
     def cut(cls, rows: Tensor, count: int) -> Minibatches:
         """Cut rows into `count` parts of nearly equal length."""
-        sizes = np.full(count, len(rows) // count)
-        sizes[: len(rows) % count] += 1
-        return cls(rows, sizes)
+        size, larger = divmod(len(rows), count)
+        return cls(rows, np.array([size + 1] * larger + [size] * (count - larger), np.int64))
 
     @cached_property
     def parts(self) -> list[Tensor]:

@@ -52,8 +52,7 @@ def gae(
 
 def standardized(advantage: Tensor, minibatches: Sequence[Tensor], eps: float) -> Tensor:
     """Return (A - mean A) / (std A + eps), [M], over each row's minibatch; 0 in no minibatch."""
-    found = torch.zeros_like(advantage)
-    parts = Minibatches.of(minibatches)
+    found, parts = torch.empty_like(advantage), Minibatches.of(minibatches)
     _native.standardize(advantage.numpy(), parts.rows.numpy(), parts.sizes, eps, found.numpy())
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,9 +41,11 @@ def means_of(history: Sequence[dict[str, Tensor]]) -> dict[str, float]:
 
     `history` has, under the same names, one number of a step, or one of each of several, [K].
     """
-    names = list(history[0])
-    parts = [torch.stack(list(metrics.values())).view(len(names), -1) for metrics in history]
-    return dict(zip(names, torch.cat(parts, 1).mean(1).tolist(), strict=True))
+    found = {}
+    for name in history[0]:
+        numbers = [x for metrics in history for x in metrics[name].view(-1).tolist()]
+        found[name] = math.fsum(numbers) / len(numbers)
+    return found
 
 
 def step_quality(chunk_gradients: Tensor, chunks: Chunks) -> float:

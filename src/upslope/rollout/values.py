@@ -7,6 +7,7 @@ truncated; elsewhere it is the value of the following row
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,27 +30,26 @@ def evaluate_values(
     it was truncated. `evaluate` is another form of `policy.value` without memory, such as an
     engine's. What was evaluated while it was collected (`rollout.valued`) is taken as it is, once.
     """
-    n_steps, n_envs = rollout.n_steps, rollout.n_envs
-    flat = rollout.observation.reshape(n_steps * n_envs, *rollout.observation.shape[2:])
-    cut = [observation for _, _, observation in rollout.cut]
-    after = torch.cat([torch.as_tensor(each) for each in (rollout.last_observation, *cut)])
-    now = torch.as_tensor(flat)
+    n_steps, n_envs, observation = rollout.n_steps, rollout.n_envs, rollout.observation
+    now = torch.as_tensor(observation.reshape(n_steps * n_envs, *observation.shape[2:]))
+    last = torch.as_tensor(rollout.last_observation)
+    cut = [torch.as_tensor(seen) for _, _, seen in rollout.cut]
     if rollout.recurrent:  # what a rollout or an episode was cut in is one more step of it
-        found = _recurrent_values(policy, rollout, torch.cat([now, after]))
-        value, rest = found[: len(flat)], found[len(flat) :]
-        rollout.value.copy_(value.view(n_steps, n_envs))
+        found = _recurrent_values(policy, rollout, torch.cat([now, last, *cut]))
+        value, last_value, of_cut = found.split([len(now), n_envs, len(found) - len(now) - n_envs])
     else:
-        evaluate = evaluate or policy.value
+        evaluate = partial(_values, policy, evaluate or policy.value)
         if not rollout.valued:
-            rollout.value.copy_(_values(policy, evaluate, now).view(n_steps, n_envs))
-        rest = _values(policy, evaluate, after)
+            value, last_value = evaluate(now), evaluate(last)
+        of_cut = evaluate(torch.cat(cut)) if cut else last[:0]
+    if not rollout.valued:
+        rollout.value.copy_(value.view(n_steps, n_envs))
+        rollout.last_value.copy_(last_value)
     rollout.valued = False
-    of_rows, next_value, last = (
-        tensor.numpy() for tensor in (rollout.value, rollout.next_value, rest)
-    )
-    next_value[:-1], next_value[-1], done = of_rows[1:], last[:n_envs], n_envs
+    next_value, known, done = rollout.next_value.numpy(), of_cut.numpy(), 0
+    next_value[:-1], next_value[-1] = rollout.value.numpy()[1:], rollout.last_value.numpy()
     for t, environments, _ in rollout.cut:
-        next_value[t, environments] = last[done:][: len(environments)]
+        next_value[t, environments] = known[done:][: len(environments)]
         done += len(environments)
     np.copyto(next_value, 0, where=rollout.terminated)
 
