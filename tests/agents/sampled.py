@@ -70,7 +70,8 @@ def columns(rollout: Rollout, chosen: slice) -> Rollout:
         rows = getattr(rollout, name)[:, chosen]
         own = np.ascontiguousarray(rows) if isinstance(rows, np.ndarray) else rows.contiguous()
         setattr(part, name, own)
-    part.memory, part.last_observation = rollout.memory[chosen], rollout.last_observation[chosen]
+    for name in ("memory", "last_observation", "last_value"):
+        setattr(part, name, getattr(rollout, name)[chosen])
     part.n_envs = len(part.memory)
     part.chunks = lambda *_: None  # one pass in place of one for each: the same gradient, sooner
     return part.first(int(part.valid.any(1).sum()))
