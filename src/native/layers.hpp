@@ -24,7 +24,7 @@ inline void fill(float* x, float value, int64_t n) {
 }
 
 // ---------------------------------------------------------------- weights as products read them
-// m [depth][columns] in panels, one after another, that fit the first cache; columns are filled up with zeros.
+// m [depth][columns] in panels, one after another; columns are filled up with zeros.
 inline void pack_copied(const float* m, int64_t depth, int64_t columns, float* to) {
   for (int64_t j = 0; j < columns; j += PANEL) {
     const int64_t width = padded(columns) - j < PANEL ? padded(columns) - j : PANEL;

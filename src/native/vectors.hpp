@@ -25,7 +25,7 @@
 namespace {
 
 constexpr int W = UPSLOPE_W;
-constexpr int PANEL = UPSLOPE_COLUMNS * W;  // columns of a weight that lie together, so that they fit the first cache
+constexpr int PANEL = UPSLOPE_COLUMNS * W;  // columns of a weight that lie together, as a product reads them
 typedef float vec __attribute__((vector_size(W * 4), may_alias));
 typedef float loose __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(W * 4), may_alias));
@@ -234,7 +234,7 @@ inline void bands(Strided a, int rows, int depth, const float* v, int64_t v_row,
 // c [rows][columns] = (bias[column] | 0 | c) + a v; columns are a multiple of W.
 inline void product(Strided a, int rows, int depth, const float* v, int64_t v_row, float* c, int64_t c_row,
                     int64_t columns, const float* bias, bool add) {
-  constexpr int DEEP = 128;  // rows of v that stay in the first cache for all rows of a
+  constexpr int DEEP = 1024;  // rows of v that stay in the second cache for all rows of a
   for (int k = 0; k < depth; k += DEEP)
     bands({a.data + k * a.column, a.row, a.column}, rows, depth - k < DEEP ? depth - k : DEEP, v + k * v_row, v_row, c,
           c_row, columns, bias, add || k > 0);

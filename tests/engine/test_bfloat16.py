@@ -150,7 +150,7 @@ def test_it_says_so_and_goes_on_exactly(tmp_path):
 @needs_bfloat16
 def test_it_learns():
     agent = us.PPO.from_recipe("CartPole-v1", engine="bfloat16", seed=3)
-    agent.learn(60_000)
+    agent.learn(200_000)  # with 60,000, one of some twenty seeds and roundings ended at 317
     assert us.evaluate_policy(agent, "CartPole-v1", n_eval_episodes=20)[0] > 450
 
 
