@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium
@@ -141,3 +142,13 @@ def test_an_episode_that_may_never_end_is_warned_of(monkeypatch):
         us.evaluate_policy(Still(), lambda: Chain(limit=41), 2, n_envs=1)
     assert len(said) == 2
     us.evaluate_policy(Still(), lambda: Chain(limit=39), 2, n_envs=1)  # warnings are errors here
+
+
+@pytest.mark.parametrize("limits", [{"score_limit": 1}, {"max_episode_steps": 60}])
+def test_one_that_is_limited_is_not(limits, monkeypatch):
+    monkeypatch.setattr(evaluation, "LONG", 10)  # frames, in which a bird that is still has not hit
+    for some, warned in ((limits, False), ({}, True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            us.evaluate_policy(Still(), "upslope/FlappyBird-v0", 2, env_kwargs=some)
+        assert bool(said) == warned

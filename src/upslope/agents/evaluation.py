@@ -87,7 +87,8 @@ def run_episodes(
 
     Each environment plays a fixed share of the episodes, so that short ones are not favoured.
     `interrupted` is asked at every step: Interrupted is raised when it returns an exit code. An
-    episode of LONG steps is warned of, since it may be one that never ends.
+    episode of LONG steps is warned of, since it may be one that never ends, unless environments
+    say that they limit them.
     """
     if n_episodes < 1:
         raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
@@ -114,7 +115,7 @@ def run_episodes(
             step = stream.step(action)
             total += step.reward
             length += step.valid
-            if (length == LONG).any():
+            if (length == LONG).any() and not stream.limited:
                 warnings.warn(ENDLESS, stacklevel=3)
             start = step.terminated | step.truncated
             if start.any():

@@ -129,6 +129,12 @@ class Stream:
         return self._masks.current
 
     @property
+    def limited(self) -> bool:
+        """Whether the environments say that they limit episodes: by their score, or by steps."""
+        env = self._env.unwrapped
+        return any(getattr(env, name, None) for name in ("score_limit", "max_episode_steps"))
+
+    @property
     def seen(self) -> Array:
         """The current observations as an array, [N, ...]."""
         found: Array = self.observation if self.device is None else self.observation.cpu().numpy()
@@ -209,15 +215,12 @@ class Stream:
             )
         inner: dict[str, Array] = self._env.get_state()  # type: ignore[attr-defined]
         mask = {} if self.action_mask is None else {"action_mask": self.action_mask.copy()}
-        return (
-            mask
-            | {f"inner/{name}": value for name, value in inner.items()}
-            | {
-                "observation": self.observation.copy(),
-                "acting": self.acting.copy(),
-                "steps": np.array([self.steps, self.total_steps], np.int64),
-            }
-        )
+        own = {
+            "observation": self.observation.copy(),
+            "acting": self.acting.copy(),
+            "steps": np.array([self.steps, self.total_steps], np.int64),
+        }
+        return mask | {f"inner/{name}": value for name, value in inner.items()} | own
 
     def set_state(self, state: dict[str, Array]) -> None:
         """Continue from what `get_state` returned of a stream over equal environments."""
