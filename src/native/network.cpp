@@ -137,7 +137,7 @@ class Network {
 
   void act(Vector<const float> parameters, Rows<const float> observation, Given<const double> uniform,
            Given<const float> normal, Given<const bool> mask, Given<int64_t> choice, Given<float> action,
-           Vector<float> log_prob, int threads) {
+           Vector<float> log_prob, int threads, bool same) {
     const int64_t rows = observation.shape(0), size = plan_.size;
     check(parameters.shape(0), observation.shape(1));
     const double* uniforms = rows_of(uniform, rows, size);
@@ -151,7 +151,7 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    const Weights weights = prepare(parameters.data(), plan_.actor, threads);
+    const Weights weights = prepare(parameters.data(), plan_.actor, threads, same);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * SHARE;
       auto part = [from](auto* all, int64_t width) { return all ? all + from * width : nullptr; };
@@ -172,12 +172,13 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    numbers(parameters.data(), observation.data(), rows, out.data(), threads);
+    numbers(parameters.data(), observation.data(), rows, out.data(), threads, false);
   }
 
   // Draws from (1 - epsilon) [a greedy] + epsilon / n over n legal actions: whether any one, and which, by uniform [2][B].
   void explore(Vector<const float> parameters, Rows<const float> observation, Rows<const float> uniform,
-               Given<const bool> mask, float epsilon, Vector<int64_t> choice, Vector<float> log_prob, int threads) {
+               Given<const bool> mask, float epsilon, Vector<int64_t> choice, Vector<float> log_prob, int threads,
+               bool same) {
     const int64_t rows = observation.shape(0), size = plan_.size;
     check(parameters.shape(0), observation.shape(1));
     check_action_values();
@@ -188,7 +189,7 @@ class Network {
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
     q_.resize(rows * size);
-    numbers(parameters.data(), observation.data(), rows, q_.data(), threads);
+    numbers(parameters.data(), observation.data(), rows, q_.data(), threads, same);
     for (int64_t b = 0; b < rows; ++b) {
       auto legal = [&](int64_t a) { return allowed == nullptr || allowed[b * size + a]; };
       int64_t count = 0, greedy = 0, any = 0;
@@ -206,12 +207,14 @@ class Network {
   }
 
   // Lets other threads begin to put v(s) of each row into `value`; `finish`, or any other call, does what is left.
-  void begin_values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads) {
+  void begin_values(Vector<const float> parameters, Rows<const float> observation, Vector<float> value, int threads,
+                    bool same) {
     check(parameters.shape(0), observation.shape(1));
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     const std::lock_guard lock(mutex_);
-    begun_.emplace(Values{*this, prepare(parameters.data(), plan_.critic, threads), parameters, observation, value});
+    const Weights weights = prepare(parameters.data(), plan_.critic, threads, same);
+    begun_.emplace(Values{*this, weights, parameters, observation, value});
     const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->take(task, worker); };
     begin(begun_->tasks(), threads, work, &*begun_);
   }
@@ -228,7 +231,7 @@ class Network {
     finish();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    const Weights weights = prepare(parameters.data(), plan_.critic, threads);
+    const Weights weights = prepare(parameters.data(), plan_.critic, threads, false);
     const float* from = observation.data();
     float* const to = value.data();
     const int64_t rows = observation.shape(0);
@@ -265,12 +268,18 @@ class Network {
     need(int64_t(inputs) == plan_.inputs, "observation has another width");
   }
 
-  // What acting, or values, take: scratch for each thread, and the weights of the trunk and a chain behind it.
-  Weights prepare(const float* parameters, const Chain& behind, int threads) {
+  // What acting, or values, take: scratch for each thread, and the weights of the trunk and a chain behind it. To pack them
+  // takes longer than a few rows do: `same` says that the parameters are what they were at the last call.
+  Weights prepare(const float* parameters, const Chain& behind, int threads, bool same) {
     training_->prepare(threads);
     if (!packed_) packed_ = zeros(plan_.packed);
-    for (const Chain* chain : {&std::as_const(plan_.trunk), &behind})
+    if (!same || parameters != packed_from_) packed_chains_.clear();
+    packed_from_ = parameters;
+    for (const Chain* chain : {&std::as_const(plan_.trunk), &behind}) {
+      if (std::ranges::find(packed_chains_, chain) != packed_chains_.end()) continue;
       for (const Layer& layer : *chain) kernels->pack_layer(layer, parameters, false, false, packed_.get());
+      packed_chains_.push_back(chain);
+    }
     return {parameters, packed_.get(), Products::floats};
   }
 
@@ -283,8 +292,8 @@ class Network {
                     training_->scratch(worker));
   }
 
-  void numbers(const float* parameters, const float* observation, int64_t rows, float* out, int threads) {
-    const Weights weights = prepare(parameters, plan_.actor, threads);
+  void numbers(const float* parameters, const float* observation, int64_t rows, float* out, int threads, bool same) {
+    const Weights weights = prepare(parameters, plan_.actor, threads, same);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * SHARE;
       kernels->numbers(plan_, weights, observation + from * plan_.inputs, int(std::min(SHARE, rows - from)),
@@ -326,7 +335,9 @@ class Network {
   std::mutex mutex_;
   std::optional<Training> training_;  // made with the whole plan
   bool tiled_ = false;
-  Floats packed_;                 // weights as acting reads them
+  Floats packed_;                 // weights as acting reads them, of these parameters, of these chains
+  const float* packed_from_ = nullptr;
+  std::vector<const Chain*> packed_chains_;
   std::vector<float> q_;         // of the last exploration
   std::optional<Values> begun_;  // which other threads may be at
 };
@@ -348,12 +359,13 @@ void bind_network(nb::module_& m) {
            "second_moment"_a, "metrics"_a, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
            "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "threads"_a)
       .def("explore", &Network::explore, "parameters"_a, "observation"_a, "uniform"_a, "mask"_a.none(), "epsilon"_a,
-           "choice"_a, "log_prob"_a, "threads"_a)
+           "choice"_a, "log_prob"_a, "threads"_a, "same"_a = false)
       .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_a, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
-           "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a)
+           "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a, "same"_a = false)
       .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
-      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
+      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a,
+           "same"_a = false)
       .def("finish", &Network::finish)
       .def_prop_ro("tiled", &Network::tiled);
 }

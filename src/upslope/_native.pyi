@@ -89,6 +89,7 @@ class Network:
         choice: np.ndarray,
         log_prob: np.ndarray,
         threads: int,
+        same: bool = False,
     ) -> None: ...
     def action_values(
         self, parameters: np.ndarray, observation: np.ndarray, out: np.ndarray, threads: int
@@ -104,12 +105,18 @@ class Network:
         action: np.ndarray | None,
         log_prob: np.ndarray,
         threads: int,
+        same: bool = False,
     ) -> None: ...
     def values(
         self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
     ) -> None: ...
     def begin_values(
-        self, parameters: np.ndarray, observation: np.ndarray, value: np.ndarray, threads: int
+        self,
+        parameters: np.ndarray,
+        observation: np.ndarray,
+        value: np.ndarray,
+        threads: int,
+        same: bool = False,
     ) -> None: ...
     def finish(self) -> None: ...
 

@@ -50,6 +50,7 @@ class NativeRows:
         self.generator, self.threads = generator, threads
         worth = self.rollout.n_envs // WORTH_TELLING
         self.values, self.acting = threads > 1 and worth > 0, min(threads, max(worth, 1))
+        self.same = False  # whether the parameters are those of the last call
         return self
 
     def act(self, t: int, mask: np.ndarray | None, part: slice | None = None) -> None:
@@ -66,7 +67,9 @@ class NativeRows:
             action=None if self.choices else action,
             log_prob=log_prob,
             threads=self.acting if part is None else 1,  # the other half is on the others
+            same=self.same,
         )
+        self.same = True
 
     def _noise(self, t: int, part: slice | None) -> np.ndarray:
         """Return the noise of row t, drawn for some rows at once."""
@@ -80,6 +83,7 @@ class NativeRows:
         """Let the other threads begin with v(s) of row t, if there are any and rows enough."""
         if self.values:
             self.network.begin_values(
-                self.parameters, self.observation[t], self.value[t], self.threads
+                self.parameters, self.observation[t], self.value[t], self.threads, self.same
             )
+            self.same = True
         return self.values

@@ -43,7 +43,9 @@ class GreedyRows(NativeRows):
             choice=self.action[t][rows],
             log_prob=self.log_prob[t][rows],
             threads=1,
+            same=self.same,
         )
+        self.same = True
 
     def begin_value(self, t: int) -> bool:
         """Begin nothing: an update does not need the values of a rollout."""
