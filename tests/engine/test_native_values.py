@@ -224,17 +224,21 @@ def test_rows_are_filled_with_what_acting_gives(masked, parts):
     rollout = Rollout(steps, n_envs, ((INPUTS,), float32), ((), int64))
     rollout.observation[:] = np.random.default_rng(0).normal(size=rollout.observation.shape)
     mask = transitions_for(engine.policy, INPUTS, n_envs, 3).next_legal if masked else None
-    rows, draws = engine.rows(rollout, generator(5, "act")), generator(5, "act")
-    assert rows is not None
-    for t in range(steps):
-        engine.policy.epsilon.fill_(0.1 * (t % 7))
-        for part in parts:
-            rows.act(t, None if mask is None else mask.numpy(), part)
-        seen = torch.from_numpy(rollout.observation[t])
-        action, log_prob, _ = engine.act(seen, draws, torch.zeros(n_envs, 0), mask)
-        np.testing.assert_array_equal(rollout.action[t], action)
-        assert torch.equal(rollout.log_prob[t], log_prob)
-    assert not rows.begin_value(0)
+    for _ in range(2):
+        engine.flat.value.neg_()  # what was learned since the last rollout counts
+        rows, draws = engine.rows(rollout, generator(5, "act")), generator(5, "act")
+        assert rows is not None
+        for t in range(steps):
+            engine.policy.epsilon.fill_(0.1 * (t % 7))
+            for part in parts:
+                rows.act(t, None if mask is None else mask.numpy(), part)
+        for t in range(steps):
+            engine.policy.epsilon.fill_(0.1 * (t % 7))
+            seen = torch.from_numpy(rollout.observation[t])
+            action, log_prob, _ = engine.act(seen, draws, torch.zeros(n_envs, 0), mask)
+            np.testing.assert_array_equal(rollout.action[t], action)
+            assert torch.equal(rollout.log_prob[t], log_prob)
+        assert not rows.begin_value(0)
 
 
 def test_values_of_other_parameters():
