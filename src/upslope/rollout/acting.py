@@ -48,7 +48,10 @@ class RowEngine(Protocol):
         """Draw an action for each row of observations: see `ActorCritic.act`."""
 
     def rows(self, rollout: Rollout, generator: torch.Generator) -> Rows | None:
-        """Return what fills this rollout with draws from `generator`; None where it cannot."""
+        """Return what fills this rollout with draws from `generator`; None where it cannot.
+
+        The policy must not change before it is full.
+        """
 
     def finish(self) -> None:
         """Wait for what was begun."""
