@@ -103,6 +103,7 @@ LOSS = partial(ppo_loss, clip_range=0.2, clip_range_vf=0.3, vf_coef=0.5, ent_coe
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 @case(trunk=[64], actor=[], critic=[])  # both heads give the trunk a gradient
 @case(trunk=[], actor=[96, 80], critic=[128, 64])  # several panels of weights
+@case(trunk=[], actor=[24, 1040, 40], critic=[8])  # sums too long to be taken in one go
 @settings(max_examples=120, deadline=None)
 @given(
     shape=shapes,
