@@ -42,3 +42,17 @@ def test_links_lead_somewhere(page):
     targets = re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)\"#]+)", text)
     missing = [target for target in targets if not (DOCS / target).exists()]
     assert missing == []
+
+
+def table(page: Path) -> list[list[str]]:
+    """The first seven columns of the rows of a learning table."""
+    lines = re.findall(
+        r"^\| (?:q_learning|dqn|reinforce|actor_critic|ppo) \|.*$", page.read_text(), re.M
+    )
+    return [[cell.strip() for cell in line.strip("|").split("|")][:7] for line in lines]
+
+
+def test_the_readme_has_the_learning_table_that_was_measured():
+    measured = table(DOCS.parent / "benchmarks" / "results" / "learning.md")
+    assert len(measured) > 20
+    assert table(DOCS.parent / "README.md") == measured
