@@ -31,15 +31,19 @@ class Tensors(VectorEnv):
         self.taken: list[torch.Tensor] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        observation, _ = self.env.reset(seed=seed, options=options)
-        return torch.tensor(observation, device=self.device), {}
+        observation, info = self.env.reset(seed=seed, options=options)
+        return torch.tensor(observation, device=self.device), self.masks(info)
+
+    def masks(self, info: dict[str, Any]) -> dict[str, Any]:
+        told = info.get("action_mask")
+        return {} if told is None else {"action_mask": torch.tensor(told, device=self.device)}
 
     def step(self, actions):
         assert isinstance(actions, torch.Tensor)
         self.taken.append(actions)
         observation, *signals, info = self.env.step(actions.cpu().numpy())
         found = [torch.tensor(each, device=self.device) for each in (observation, *signals)]
-        told = {}
+        told = self.masks(info)
         if "final_obs" in info:
             final = observation.copy()
             for row in np.flatnonzero(info["_final_obs"]):
@@ -72,6 +76,29 @@ class Walk(gymnasium.Env):
         return seen, float(self.place.sum()), over, self.steps >= 9, {}
 
 
+class Masked(Walk):
+    """The walk by a MultiDiscrete action, of which some are not legal, and an error."""
+
+    def __init__(self, strict: bool = True) -> None:
+        super().__init__(box=False)
+        self.strict = strict
+
+    def mask(self) -> dict[str, Any]:
+        self.legal = self.np_random.random(5) < 0.5
+        self.legal[self.np_random.integers(2)] = self.legal[2 + self.np_random.integers(3)] = True
+        return {"action_mask": self.legal.astype(np.int8)}
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=seed)
+        return observation, self.mask()
+
+    def step(self, action):
+        first, second = np.asarray(action) - [1, -1]
+        if self.strict and not (self.legal[first] and self.legal[2 + second]):
+            raise AssertionError("an action that is not legal")
+        return *super().step(action)[:4], self.mask()
+
+
 def cartpoles() -> VectorEnv:
     return gymnasium.make_vec("CartPole-v1", N, vectorization_mode="vector_entry_point")
 
@@ -97,6 +124,10 @@ ENVIRONMENTS = {
     "next step": lambda: walks(AutoresetMode.NEXT_STEP),
     "same step": lambda: walks(AutoresetMode.SAME_STEP),
     "multi": lambda: walks(AutoresetMode.SAME_STEP, box=False),
+    "masked": lambda: SyncVectorEnv([Masked] * N, autoreset_mode=AutoresetMode.SAME_STEP),
+    "masked, next step": lambda: SyncVectorEnv(
+        [Masked] * N, autoreset_mode=AutoresetMode.NEXT_STEP
+    ),
 }
 
 
@@ -133,6 +164,15 @@ def test_observations_and_actions_are_kept_as_tensors():
     assert [action.shape for action in env.taken] == [(N, 1, 2)] * 8
     assert all(action.abs().max() <= 0.5 for action in env.taken)  # what was drawn reaches further
     assert rollout.action.abs().max() > 0.5
+
+
+def test_squashed_actions_are_sent_as_evaluation_sends_them():
+    env = Tensors(walks(AutoresetMode.SAME_STEP))
+    agent = us.PPO(env, n_steps=8, policy_kwargs={"squash": True}).learn(8 * N)
+    drawn = agent.collector.rollout.action
+    assert drawn.abs().max() > 1  # where tanh matters, and bounds would clip
+    for sent, action in zip(env.taken, drawn, strict=True):
+        np.testing.assert_allclose(sent, agent.policy.head.to_environment(action.numpy()), 1e-5)
 
 
 def test_evaluation_prediction_and_saving(tmp_path):
@@ -192,6 +232,73 @@ FAULTS = {
     "a number": (put(0, with_nan), "environment 4 returned a number as observation that is not fi"),
     "a reward": (put(1, with_nan), "environment 4 returned a number as reward .* in row 2 of a"),
 }
+
+
+def put_info(**changed):
+    def change(answer) -> None:
+        answer[4].update(changed)
+
+    return change
+
+
+class WrongWalk(Wrong):
+    """Returns something else in its ninth step, when all episodes are cut."""
+
+    def __init__(self, wrong, env: VectorEnv) -> None:
+        super().__init__(wrong)
+        Tensors.__init__(self, env)
+
+    def step(self, actions):
+        answer = list(Tensors.step(self, actions))
+        if len(self.taken) == 9:
+            self.wrong(answer)
+        return tuple(answer)
+
+
+WALKS = {
+    "no final observation": (
+        lambda answer: answer[4].pop("final_obs"),
+        r"environment \d returned no info\['final_obs'\] at the end of an episode",
+    ),
+    "a final observation of another shape": (
+        put_info(final_obs=torch.zeros(N, 2)),
+        r"returned final_obs as \(6, 2\) on cpu, not a tensor \(6, 2, 1\) on cpu",
+    ),
+    "no mask": (
+        lambda answer: answer[4].pop("action_mask"),
+        r"returned info\['action_mask'\] as .*NoneType.*, not a tensor \(6, 5\) on cpu",
+    ),
+    "no legal action": (
+        put_info(action_mask=torch.tensor([[True] * 5] * 4 + [[True, True] + [False] * 3] * 2)),
+        "environment 4 returned no legal action, in row 9 of a rollout",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+@pytest.mark.parametrize("name", WALKS)
+def test_what_environments_may_not_say(name, engine):
+    wrong, message = WALKS[name]
+    masked = "mask" in name or "legal" in name
+    env = (
+        SyncVectorEnv([lambda: Masked(strict=False)] * N)
+        if masked
+        else walks(AutoresetMode.SAME_STEP)
+    )
+    agent = us.PPO(WrongWalk(wrong, env), n_steps=16, engine=engine)
+    before = agent.engine.flat.value.clone()
+    with pytest.raises(EnvironmentFault, match=message):
+        agent.learn(16 * N)
+    assert torch.equal(agent.engine.flat.value, before)
+
+
+def test_masks_are_obeyed_where_asked_for():
+    env = Tensors(SyncVectorEnv([Masked] * N, autoreset_mode=AutoresetMode.SAME_STEP))
+    agent = us.PPO(env, n_steps=8).learn(16 * N)
+    assert isinstance(agent.collector.rollout.action_mask, torch.Tensor)
+    us.evaluate_policy(agent, env, 4)
+    with pytest.raises(AssertionError, match="not legal"):
+        us.PPO(env, n_steps=8, use_action_masks=False).learn(16 * N)
 
 
 @pytest.mark.parametrize("name", FAULTS)

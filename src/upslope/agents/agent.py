@@ -254,8 +254,8 @@ class Agent(Generic[Config]):
 
         `state` is what the last call returned, None at the beginning; where `episode_start` [N] is
         True it is forgotten. `action_masks` [N, columns], or as the environment gives them, are
-        True where an action is legal; with use_action_masks=False the agent acts without them, as it
-        learned. A policy without memory returns None as its state.
+        True where an action is legal; with use_action_masks=False the agent acts without them, as
+        it learned. A policy without memory returns None as its state.
 
         Raises ArgumentError for an observation that is of neither shape or not finite, and for a
         state or masks that do not fit.

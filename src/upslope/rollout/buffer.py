@@ -111,7 +111,7 @@ class Rollout:
         """(step, environments, the observations they were truncated in)."""
         self.cut_mask: list[np.ndarray | None] = []
         """For each of `cut`, which actions were legal there, [environments, columns], if known."""
-        self.action_mask: np.ndarray | None = None  # made when the first mask is seen
+        self.action_mask: Any = None  # made when the first mask is seen; where the others are
         self.last_mask: np.ndarray | None = None
         """[N, columns] which actions are legal in `last_observation`."""
         self.memory = torch.zeros(n_envs, memory_size)

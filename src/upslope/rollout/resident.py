@@ -8,11 +8,13 @@ as arrays [T, N]; at each step it only asks whether an episode was cut.
 A vector environment is taken for one of these if `env.unwrapped.device` is a device torch has here.
 `reset` and `step` are Gymnasium's, with tensors on that device: observations [N, ...], rewards [N],
 `terminated` and `truncated` [N] bool, and the actions that `step` is given. Under SAME_STEP
-autoreset, `info["final_obs"]` [N, ...] holds the observations that episodes ended in.
+autoreset, `info["final_obs"]` [N, ...] holds the observations that episodes ended in. Where `reset`
+gives `info["action_mask"]` [N, columns], True or 1 where an action is legal, every step does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -28,6 +30,7 @@ from upslope.rollout.acting import Act
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.halves import Ahead
+from upslope.rollout.masks import KEY
 from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32
 
@@ -63,17 +66,28 @@ class ResidentStream(Stream):
                 "an environment of tensors takes autoreset SAME_STEP or NEXT_STEP, and declares "
                 "DISABLED"
             )
+        self.mask: Tensor | None = None
+        """[N, columns] bool: which actions are legal now; None where environments do not say."""
+        self.squash = False
+        """Whether actions of a Box are meant through tanh: see `ActionHead`."""
         if isinstance(action, spaces.Box):
             self._bounds = [torch.as_tensor(b, device=device) for b in (action.low, action.high)]
+
+    @property
+    def action_mask(self) -> np.ndarray | None:
+        """Which actions are legal now, as an array [N, columns]."""
+        return None if self.mask is None else self.mask.cpu().numpy()
 
     def reset(  # type: ignore[override]
         self, seed: int | None = None, *, in_halves: bool = False
     ) -> Tensor:
         """Begin anew with `seed`; returns s_0 [N, ...]."""
         self._checks.seed, self._checks.steps = seed, 0
-        raw, _ = self._call(self._env.reset, seed=seed)
+        raw, info = self._call(self._env.reset, seed=seed)
         self.observation = self._taken("observation", raw, self.layout.shape)
         self.acting = torch.ones(self.n_envs, dtype=torch.bool, device=self.device)
+        told = self._checks.masks.columns and KEY in info
+        self.mask = self._legal(info) if told else None
         self.running = True
         return self.observation
 
@@ -101,18 +115,23 @@ class ResidentStream(Stream):
         shapes: list[tuple[int, ...]] = [self.layout.shape, (), (), ()]
         parts = zip(names, answer[:4], shapes, strict=True)
         after, reward, terminated, truncated = (self._taken(*part) for part in parts)
-        valid, final = self.acting, after
+        valid, final, info = self.acting, after, answer[4]
         terminated, truncated = terminated.bool(), truncated.bool()
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self.acting = ~(terminated | truncated)
-        else:
-            final = answer[4].get("final_obs", after)
+        elif "final_obs" in info:
+            final = self._taken("final_obs", info["final_obs"], self.layout.shape)
+        elif (ended := terminated | truncated).any():
+            what = "no info['final_obs'] at the end of an episode, which SAME_STEP takes"
+            raise self._checks.fault(what, int(ended.nonzero()[0, 0]))
+        if self.mask is not None:
+            self.mask = self._legal(info)
         self.observation = after
         truncated = truncated & ~terminated & valid
         return final, reward * valid, terminated & valid, truncated, valid
 
     def check(self, rollout: Rollout) -> None:
-        """Raise EnvironmentFault for a number of a rollout that is not finite."""
+        """Raise EnvironmentFault for a number that is not finite, or where no action is legal."""
         observation = rollout.observation
         numbers = {"reward": torch.from_numpy(rollout.reward)}
         if observation.is_floating_point():
@@ -122,6 +141,11 @@ class ResidentStream(Stream):
                 step, index = fine.logical_not().nonzero()[0, :2].tolist()
                 what = f"a number as {name} that is not finite, in row {step} of a rollout"
                 raise self._checks.fault(what, index)
+        if rollout.action_mask is not None:
+            legal = torch.as_tensor(rollout.action_mask).flatten(0, 1).cpu().numpy()
+            if (row := self._checks.masks.without_option(legal)) is not None:
+                step, index = divmod(row, self.n_envs)
+                raise self._checks.fault(f"no legal action, in row {step} of a rollout", index)
 
     def _taken(self, name: str, raw: Any, shape: tuple[int, ...]) -> Tensor:
         wanted = (self.n_envs, *shape)
@@ -130,10 +154,19 @@ class ResidentStream(Stream):
             raise self._checks.fault(f"{name} as {got}, not a tensor {wanted} on {self.device}")
         return raw
 
+    def _legal(self, info: Mapping[str, Any]) -> Tensor:
+        """Return which actions are legal now; all are where the next step only resets."""
+        mask = self._taken(f"info[{KEY!r}]", info.get(KEY), (self._checks.masks.columns,))
+        return mask.bool() | ~self.acting.unsqueeze(1)
+
     def _sent(self, action: Tensor) -> Tensor:
         space = self.action_space
         if isinstance(space, spaces.Box):
-            return action.view(self.n_envs, *space.shape).clamp(*self._bounds)
+            (low, high), shaped = self._bounds, action.view(self.n_envs, *space.shape)
+            if self.squash:  # as `ActionHead` has it for arrays
+                within = (high / 2 - low / 2) * (1 - shaped.tanh().abs())
+                shaped = torch.where(shaped > 0, high - within, low + within)
+            return shaped.clamp(low, high)
         start = torch.as_tensor(space.start, device=self.device)  # type: ignore[attr-defined]
         return action + start
 
@@ -179,12 +212,13 @@ class ResidentCollector(Collector):
         if self.segment < 0 or saved is not None:
             self._begin_segment(self.segment + 1)
         rollout.begin(self.memory)
-        memory = self.memory.to(stream.device)
+        memory, stream.squash = self.memory.to(stream.device), policy.head.squash
         with torch.no_grad():
             policy.head.explore(generator, rollout.n_envs)
             for t in range(rollout.n_steps):
                 rollout.observation[t] = stream.observation
-                action, self._log_prob[t], _ = act(rollout.observation[t], generator, memory, None)
+                mask = self._recorded(t)
+                action, self._log_prob[t], _ = act(rollout.observation[t], generator, memory, mask)
                 rollout.action[t] = action
                 final, *found = stream.advance(rollout.action[t])
                 for name, tensor in zip(signals, found, strict=True):
@@ -207,6 +241,16 @@ class ResidentCollector(Collector):
     def prepared(self, observation: np.ndarray) -> np.ndarray:
         """Return observations [N, ...], given as an array, as the policy sees them."""
         return observation.astype(self._dtype, copy=False)
+
+    def _recorded(self, t: int) -> Tensor | None:
+        """Put which actions are legal now into row t of the rollout, and return it."""
+        mask, rollout = self.stream.mask, self.rollout
+        if mask is None or not self.use_action_masks:
+            return None
+        if rollout.action_mask is None:
+            rollout.action_mask = mask.new_ones(rollout.n_steps, *mask.shape)
+        rollout.action_mask[t] = mask
+        return mask
 
     def _begin_segment(self, number: int) -> None:
         self.segment, self.segment_steps = number, 0
