@@ -43,6 +43,9 @@ ACTIONS: dict[str, gymnasium.Space] = {
             spaces.Discrete(3),
         ]
     ),
+    "dict of one": spaces.Dict(key=spaces.Discrete(3, start=1)),
+    "tuple of one": spaces.Tuple([spaces.MultiDiscrete([2, 3])]),
+    "dict of a box": spaces.Dict(push=spaces.Box(-1, 1, (2,), np.float32)),
 }
 
 

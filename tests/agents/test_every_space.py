@@ -32,12 +32,14 @@ ALL = list(
 
 
 def has_choices(action: str) -> bool:
-    return action != "box"
+    return "box" not in action
 
 
 def kept(case: tuple) -> bool:
     """Images are slow: each once with every memory; the rest in full."""
-    observation, action, masks, _ = case
+    observation, action, masks, memory = case
+    if " of " in action and (observation != "box" or memory == "gru"):
+        return False
     if masks and not has_choices(action):
         return False
     return "image" not in observation or (action in ("discrete", "dict") and masks != "method")

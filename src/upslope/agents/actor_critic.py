@@ -136,6 +136,7 @@ class ActorCritic(Agent[ActorCriticConfig]):
 
     config_class = ActorCriticConfig
     needs_values = takes_tensors = True
+    of_environments = ("discount", "actor_trace", "critic_trace")
 
     def __init__(self, env: Any, *misplaced: Any, **given: Any) -> None:
         super().__init__(env, *misplaced, **given)

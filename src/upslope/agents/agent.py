@@ -42,6 +42,7 @@ class Agent(Generic[Config]):
 
     config_class: type[Config]
     takes_tensors = False  # from an environment: see `rollout.resident`
+    of_environments: tuple[str, ...] = ()  # what of `own_tensors` begins anew in other ones
     needs_values = False
     """Whether every update begins with the values of the whole rollout."""
 

@@ -95,6 +95,7 @@ def run_episodes(
     given = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
     wanted = getattr(env, "num_envs", 1) if given else n_envs or min(n_episodes, AT_ONCE)
     stream = make_stream(env, wanted, env_kwargs=dict(env_kwargs or {}), backend=backend)
+    break_off(agent, env)
     try:
         stream.reset(seed)
         count = stream.n_envs
@@ -117,20 +118,28 @@ def run_episodes(
             length += step.valid
             if (length == LONG).any() and not stream.limited:
                 warnings.warn(ENDLESS, stacklevel=3)
-            start = step.terminated | step.truncated
-            if start.any():
+            ended = step.terminated | step.truncated
+            start = ended | ~step.valid  # of NEXT_STEP, after the step that only resets
+            if ended.any():
                 score = final_info(step.info, "score")
-                for i in np.flatnonzero(start):
+                for i in np.flatnonzero(ended):
                     if left[i]:
                         found = np.nan if score is None else score[i]
                         played[i].append((total[i], length[i], found))
                         left[i] -= 1
-                total[start] = 0
-                length[start] = 0
+                total[ended] = 0
+                length[ended] = 0
     finally:
         if not given:
             stream.close()
     return Episodes(*np.array([episode for place in played for episode in place]).T)
+
+
+def break_off(agent: Any, env: Any) -> None:
+    """Let an agent that was given `env` to train on begin with new episodes: it is reset here."""
+    inner = getattr(env, "unwrapped", None)
+    if inner is not None and inner is getattr(getattr(agent, "env", None), "unwrapped", None):
+        agent.collector.broken_off = True
 
 
 def evaluate_policy(
@@ -150,9 +159,10 @@ def evaluate_policy(
 
     The episodes are played in `n_envs` environments at once (at most 100 by default). With
     `return_episode_rewards=True` returns the list of returns and the list of lengths in steps
-    instead. Changes nothing about the agent's training. `interrupted` is asked at every step, and
-    Interrupted raised when it returns an exit code. Waits for every episode to end, and warns of
-    one that has gone on for 100,000 steps.
+    instead. Changes nothing about the agent's training, unless `env` is the very object that it was
+    given to train on: then its next rollout begins with new episodes. `interrupted` is asked at
+    every step, and Interrupted raised when it returns an exit code. Waits for every episode to end,
+    and warns of one that has gone on for 100,000 steps.
 
     Raises ArgumentError for an environment or a number of episodes that it cannot take.
     """

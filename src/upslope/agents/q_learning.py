@@ -123,6 +123,7 @@ class QLearning(Agent[QLearningConfig]):
     """
 
     config_class = QLearningConfig
+    of_environments = ("waiting",)
     policy: ActionValues
 
     def __init__(self, env: Environment, *misplaced: Any, **settings: Any) -> None:
@@ -214,7 +215,7 @@ class QLearning(Agent[QLearningConfig]):
             legal=torch.ones(*shape, self.policy.head.size, dtype=torch.bool)
             if legal is None
             else torch.from_numpy(legal),
-            discount=self.config.gamma * ~torch.from_numpy(rollout.terminated),
+            discount=float(self.config.gamma) * ~torch.from_numpy(rollout.terminated),
             ended=torch.from_numpy(ended),
             valid=torch.from_numpy(rollout.valid),
             table=table,

@@ -181,6 +181,8 @@ def elsewhere(
     """
     arrays, numbers = agent.collector.state()
     fresh = {f"experience/{name}": torch.as_tensor(array) for name, array in arrays.items()}
+    own = {f"own/{name}": tensor for name, tensor in agent.own_tensors().items()}
+    fresh |= {name: own[name] for name in own if name.split("/")[1] in agent.of_environments}
     begun = [name for name in fresh if not name.endswith(("/count", "/mean", "/var"))]
     kept = {name: tensor for name, tensor in tensors.items() if not is_open(name)}
     return {**fresh, **kept, **{name: fresh[name] for name in begun}}, {

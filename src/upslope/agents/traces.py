@@ -69,6 +69,7 @@ class Traces:
         self.alpha_actor = self.alpha_critic = 0.0
         self.errors: list[float] = []
         """The mean of delta^2 of each step of this rollout."""
+        self.segment = -1  # that it is of
 
     def act(
         self,
@@ -79,7 +80,7 @@ class Traces:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Learn from the step that led here, then draw the actions of the next one."""
         agent = self.agent
-        if not self.errors:
+        if not self.errors or self.segment != agent.collector.segment:
             self._begin()
         else:
             self.learn(len(self.errors) - 1, observation)
@@ -97,6 +98,8 @@ class Traces:
     def _begin(self) -> None:
         """Read the step sizes; in a new segment no episode goes on from before."""
         agent, config = self.agent, self.agent.config
+        self.segment = agent.collector.segment
+        self.errors.clear()  # those of a rollout that was broken off
         self.alpha_actor = value_at(config.learning_rate, agent.progress_remaining)
         self.alpha_critic = value_at(config.critic_learning_rate, agent.progress_remaining)
         if agent.collector.segment_steps == 0:

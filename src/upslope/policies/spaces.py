@@ -80,6 +80,9 @@ class ActionHead(nn.Module):
             )
         whole = not self.boxes
         single = not self.layout.nested and isinstance(space, spaces.Discrete)
+        vectors = [isinstance(p.space, spaces.Box | spaces.MultiBinary) for p in self.layout.parts]
+        self.alone = single or vectors == [True]
+        """Whether the distribution of its only part, over actions of this shape, is that of all."""
         self.shape: tuple[int, ...] = () if single else (self.layout.size,)
         """The shape of one packed action; a Box is kept flat, whatever the space's shape."""
         self.dtype: np.dtype[Any] = np.dtype(np.int64 if whole else np.float32)
@@ -110,7 +113,7 @@ class ActionHead(nn.Module):
         `mask` [B, columns] is True where an action is legal; `latent` [B, L] is what the network's
         last layer was given, which exploration depends on.
         """
-        if len(self.sizes) == 1 and not isinstance(self.space, spaces.MultiDiscrete):
+        if self.alone:
             return self._part(self.layout.parts[0], parameters, mask, latent, 0)
         found: list[tuple[Distribution, int | None]] = []
         outputs = parameters.split(self.sizes, dim=-1)

@@ -123,6 +123,16 @@ class Rollout:
         self.memory.copy_(memory)
         self.valued = False
 
+    def keep_mask(self, t: int, mask: Any) -> Any:
+        """Put which actions are legal, [N, columns], None where all are, into row t; returns it."""
+        if mask is not None and self.action_mask is None:
+            ones = np.ones((self.n_steps, *mask.shape), bool)
+            is_array = isinstance(mask, np.ndarray)
+            self.action_mask = ones if is_array else torch.from_numpy(ones).to(mask.device)
+        if mask is not None:
+            self.action_mask[t] = mask
+        return mask
+
     def first(self, n_steps: int) -> Rollout:
         """Return its first rows, as views of the same memory."""
         part = copy.copy(self)

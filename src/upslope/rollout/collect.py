@@ -30,6 +30,11 @@ from upslope.rollout.replay import Replay
 from upslope.rollout.stream import Step, Stream
 from upslope.seeding import derive32
 
+ELSEWHERE = (
+    "the environments did not come back to where they were: after replaying {} steps of segment {} "
+    "they give another observation, so this run cannot be continued exactly"
+)
+
 
 class Collector:
     """Everything about the experience that evolves: environments, normalisers, episode counts."""
@@ -62,6 +67,8 @@ class Collector:
         self.memory = rollout.memory.clone()
         """[N, S] what a recurrent policy remembers, nothing at the beginning of an episode."""
         self.segment, self.segment_steps = -1, 0
+        self.broken_off = False
+        """Whether the environments are somewhere else than at a rollout's end: they begin anew."""
         self.actions: list[np.ndarray] = []
         self.observation = rollout.last_observation.copy()
         self.episodes = Episodes(stream.n_envs)
@@ -73,13 +80,28 @@ class Collector:
         """Step the environments T times under the policy; returns the filled rollout.
 
         `act` is another form of `policy.act`, such as an engine's; `behaviour` goes before both.
+        What interrupts it, or what an environment raises, breaks off the segment.
         """
-        rollout = self.rollout
-        saved, self._saved = self._saved, None
-        if self.segment < 0 or self.segment_is_over() or saved == {}:
+        self._go_on(policy)
+        self.broken_off = True
+        try:
+            rollout = self._fill(policy, generator, act)
+        finally:
+            policy.head.matrix = None  # the noise of this rollout
+        self.broken_off = False
+        return rollout
+
+    def _go_on(self, policy: ActorCritic) -> None:
+        """Bring the environments to where the rollout begins."""
+        saved = self._saved
+        if self.segment < 0 or self.broken_off or self.segment_is_over() or saved == {}:
             self._begin_segment(self.segment + 1)
         elif saved is not None:
             self._restore_environments(policy, saved)
+        self._saved = None
+
+    def _fill(self, policy: ActorCritic, generator: torch.Generator, act: Act | None) -> Rollout:
+        rollout = self.rollout
         with torch.inference_mode():
             acts, rows = self._begin_acting(policy, act, generator)
             for t in range(rollout.n_steps):
@@ -88,7 +110,7 @@ class Collector:
                 self._record(t, step, self.stream.acting)
                 if rollout.recurrent:
                     self._remember(t, memory)
-        self._end_acting(policy, rows)
+        self._end_acting(rows)
         rollout.last_mask = self.stream.action_mask
         self.segment_steps += rollout.n_steps
         if self.replays:
@@ -104,9 +126,8 @@ class Collector:
         self.rollout.begin(self.memory)
         return begin_acting(self.rollout, policy, act, self.engine, draws, valuing=self.valuing)
 
-    def _end_acting(self, policy: ActorCritic, rows: Rows | None) -> None:
+    def _end_acting(self, rows: Rows | None) -> None:
         """Note what the rollout ends in, and have all values that were begun."""
-        policy.head.matrix = None
         self.rollout.last_observation[:] = self.observation
         if rows is not None and self.rollout.valued:
             self.rollout.valued = rows.begin_value(self.rollout.n_steps)
@@ -133,13 +154,8 @@ class Collector:
 
     def _recorded_mask(self, t: int) -> np.ndarray | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
-        mask, rollout = self.stream.action_mask, self.rollout
-        if mask is None or not self.use_action_masks:
-            return None
-        if rollout.action_mask is None:
-            rollout.action_mask = np.ones((rollout.n_steps, *mask.shape), bool)
-        rollout.action_mask[t] = mask
-        return mask
+        mask = self.stream.action_mask
+        return self.rollout.keep_mask(t, mask) if self.use_action_masks else None
 
     def _remember(self, t: int, memory: Tensor) -> None:
         """Keep what the policy remembers after step t, and nothing where an episode begins."""
@@ -214,6 +230,9 @@ class Collector:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything that evolves, as named arrays and as numbers for JSON."""
+        if self.broken_off:
+            self._begin_segment(self.segment + 1)
+            self.broken_off, self._saved = False, None
         arrays = self._fixed() | {"recent": self.episodes.last()}
         arrays |= self._environments() if self._saved is None else self._saved
         numbers = {"segment": self.segment, "segment_steps": self.segment_steps}
@@ -226,10 +245,7 @@ class Collector:
 
     def _fixed(self) -> dict[str, Any]:
         """Return the arrays whose shapes the settings decide."""
-        arrays: dict[str, Any] = {
-            "observation": self.observation,
-            **self.episodes.arrays(),
-        }
+        arrays: dict[str, Any] = {"observation": self.observation, **self.episodes.arrays()}
         if self.rollout.recurrent:
             arrays["memory"] = self.memory.numpy()
         for prefix, normalizer in self._normalizers().items():
@@ -273,19 +289,14 @@ class Collector:
         self._saved = under_any(("replay/", "environment/"), arrays)
 
     def _normalizers(self) -> dict[str, ObservationNormalizer | RewardNormalizer]:
-        found = {
-            "observation_normalizer/": self.observation_normalizer,
-            "reward_normalizer/": self.reward_normalizer,
-        }
-        return {prefix: each for prefix, each in found.items() if each is not None}
+        found = {"observation": self.observation_normalizer, "reward": self.reward_normalizer}
+        return {f"{name}_normalizer/": each for name, each in found.items() if each is not None}
 
     def _environments(self) -> dict[str, Any]:
         """Return what brings the environments back: their own state, or the actions to replay."""
-        if self.segment < 0:
-            return {}
-        if self.stream.saves_state:
+        if self.segment >= 0 and self.stream.saves_state:
             return {f"environment/{name}": value for name, value in self.stream.get_state().items()}
-        if not self.replays:
+        if self.segment < 0 or not self.replays:
             return {}
         actions = np.concatenate([self.rollout.action[:0], *self.actions])
         return {"replay/actions": actions, "replay/observation": self.stream.observation}
@@ -303,9 +314,5 @@ class Collector:
         for action in actions:
             self.stream.step(policy.head.to_environment(action))
         if not np.array_equal(self.stream.observation, saved["replay/observation"]):
-            raise CheckpointError(
-                f"the environments did not come back to where they were: after replaying "
-                f"{len(actions)} steps of segment {self.segment} they give another observation, so "
-                "this run cannot be continued exactly"
-            )
+            raise CheckpointError(ELSEWHERE.format(len(actions), self.segment))
         self.actions = [actions.copy()]

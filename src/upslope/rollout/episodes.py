@@ -37,16 +37,13 @@ class EpisodeCollector(Collector):
 
     takes_halves = False
 
-    def collect(
-        self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
-    ) -> Rollout:
-        """Play N episodes under the policy; returns the rows [T, N] up to the end of the longest.
-
-        `act` as in `Collector.collect`.
-        """
+    def _go_on(self, policy: ActorCritic) -> None:
         self._saved = None
-        rollout, last = self.rollout, self.rollout.n_steps - 1
         self._begin_segment(self.segment + 1)
+
+    def _fill(self, policy: ActorCritic, generator: torch.Generator, act: Act | None) -> Rollout:
+        """Play N episodes; returns the rows [T, N] up to the end of the longest."""
+        rollout, last = self.rollout, self.rollout.n_steps - 1
         playing, t = self.stream.acting, -1
         with torch.inference_mode():
             acts, rows = self._begin_acting(policy, act, generator)
@@ -58,7 +55,7 @@ class EpisodeCollector(Collector):
                 self._record(t, step, playing)
                 if rollout.recurrent:
                     self._remember(t, memory)
-        self._end_acting(policy, rows)
+        self._end_acting(rows)
         return rollout.first(t + 1)
 
     def _environments(self) -> dict[str, Any]:

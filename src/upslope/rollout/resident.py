@@ -199,18 +199,9 @@ class ResidentCollector(Collector):
         }
         self._log_prob = torch.zeros(shape, device=stream.device)
 
-    def collect(
-        self, policy: ActorCritic, generator: torch.Generator, act: Act | None = None
-    ) -> Rollout:
-        """Step the environments T times under the policy; returns the filled rollout.
-
-        Raises EnvironmentFault for what the environments may not return.
-        """
+    def _fill(self, policy: ActorCritic, generator: torch.Generator, act: Act | None) -> Rollout:
         act = act or policy.act
         rollout, stream, signals = self.rollout, self.stream, self._signals
-        saved, self._saved = self._saved, None
-        if self.segment < 0 or saved is not None:
-            self._begin_segment(self.segment + 1)
         rollout.begin(self.memory)
         memory, stream.squash = self.memory.to(stream.device), policy.head.squash
         with torch.no_grad():
@@ -229,7 +220,6 @@ class ResidentCollector(Collector):
                         (t, cut.cpu().numpy(), final[cut].to(rollout.observation.dtype))
                     )
             rollout.last_observation.copy_(stream.observation)
-        policy.head.matrix = None
         rollout.log_prob.copy_(self._log_prob)
         for name, tensor in signals.items():
             torch.from_numpy(getattr(rollout, name)).copy_(tensor)
@@ -244,13 +234,8 @@ class ResidentCollector(Collector):
 
     def _recorded(self, t: int) -> Tensor | None:
         """Put which actions are legal now into row t of the rollout, and return it."""
-        mask, rollout = self.stream.mask, self.rollout
-        if mask is None or not self.use_action_masks:
-            return None
-        if rollout.action_mask is None:
-            rollout.action_mask = mask.new_ones(rollout.n_steps, *mask.shape)
-        rollout.action_mask[t] = mask
-        return mask
+        mask = self.stream.mask
+        return self.rollout.keep_mask(t, mask) if self.use_action_masks else None
 
     def _begin_segment(self, number: int) -> None:
         self.segment, self.segment_steps = number, 0
