@@ -152,3 +152,30 @@ def test_one_that_is_limited_is_not(limits, monkeypatch):
             warnings.simplefilter("always")
             us.evaluate_policy(Still(), "upslope/FlappyBird-v0", 2, env_kwargs=some)
         assert bool(said) == warned
+
+
+class Reminder(gymnasium.Env):
+    """Three steps, of which the last observes 5; pays the action."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-5, 5, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        observation = np.full(1, 5 * (self.t == 3), np.float32)
+        return observation, float(action[0]), self.t == 3, False, {}
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("policy", ["lstm", "gru"])
+def test_memory_begins_anew_with_every_episode(policy, mode):
+    agent = us.PPO(Reminder, n_envs=2, n_steps=8, policy=policy, engine="torch")
+    agent.policy.actor[-1].weight.data.mul_(300)  # so that what is remembered shows
+    env = SyncVectorEnv([Reminder] * 2, autoreset_mode=mode)
+    returns, lengths = us.evaluate_policy(agent, env, 6, return_episode_rewards=True)
+    assert len(set(returns)) == 1
+    assert lengths == [3] * 6

@@ -51,3 +51,44 @@ def test_other_environments_are_taken_and_learning_goes_on(saved, make):
 def test_environments_with_other_spaces_are_refused(saved):
     with pytest.raises(us.errors.CheckpointError, match="observation_space"):
         us.load(saved[1], env="Acrobot-v1")
+
+
+class Loop(gymnasium.Env):
+    """Stays in one state and pays 1 a step."""
+
+    observation_space = gymnasium.spaces.Discrete(4)
+    action_space = gymnasium.spaces.Discrete(1)
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.state, {}
+
+    def step(self, action):
+        return self.state, 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_what_an_actor_critic_keeps_of_each_environment_begins_anew(traces, tmp_path):
+    settings = {"setting": "average", "traces": traces, "n_envs": 4, "n_steps": 5}
+    agent = us.ActorCritic(Loop, **settings).learn(40)
+    agent.save(tmp_path / "agent")
+    other = us.load(tmp_path / "agent", env=Loop())
+    assert other.average_reward == agent.average_reward != 0  # that is of the task
+    assert all(not trace.any() for trace in ([other.traces.critic] if traces else []))
+    other.learn(10, reset_num_timesteps=False)
+    assert other.num_timesteps == 50
+
+
+def test_what_sarsa_waited_for_is_not_told_to_other_environments(tmp_path):
+    settings = {"target": "sarsa", "learning_rate": 0.5, "gamma": 0.5, "n_envs": 1}
+    us.QLearning(Loop, **settings).learn(4).save(tmp_path / "agent")
+    before = us.load(tmp_path / "agent", env=Loop(3)).table.values.clone().view(-1)
+    other = us.load(tmp_path / "agent", env=Loop(3)).learn(2, reset_num_timesteps=False)
+    after = other.table.values.view(-1)
+    assert before[0] > 0
+    assert torch.equal(after[:3], before[:3])
+    assert after[3] > 0
+    us.load(tmp_path / "agent", env=gymnasium.vector.SyncVectorEnv([Loop] * 3)).learn(6)

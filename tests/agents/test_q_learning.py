@@ -254,3 +254,13 @@ def test_golden_numbers(kind):
     q = agent.table.values.double()
     found = {"sum": q.sum().item(), "square": q.square().sum().item()}
     assert found == {name: pytest.approx(x, rel=1e-5) for name, x in GOLDEN[kind].items()}
+
+
+@pytest.mark.parametrize("target", ["q_learning", "sarsa", "expected_sarsa"])
+@pytest.mark.parametrize("gamma", [0, 1])
+def test_a_whole_number_is_a_discount_too(target, gamma):
+    tables = [
+        us.QLearning(Scripted, target=target, gamma=g, n_envs=2).learn(40).table.values
+        for g in (gamma, float(gamma))
+    ]
+    assert torch.equal(*tables)
