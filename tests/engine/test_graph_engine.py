@@ -16,7 +16,7 @@ from upslope.engine.choose import make_engine
 from upslope.engine.graph_engine import MOST_GRAPHS, GraphEngine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, NotFiniteError
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Batch, Chunks
 
 ROWS = 60

@@ -21,7 +21,7 @@ from upslope.engine.native_engine import NativeEngine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.engine.twins import coefficients
 from upslope.errors import ArgumentError
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.make import make_policy
 
 __all__ = ["instruction_set"]
 

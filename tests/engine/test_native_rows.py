@@ -12,7 +12,7 @@ from tests.engine.native_cases import instruction_set
 from upslope.engine.native_engine import NativeEngine
 from upslope.engine.native_rows import AHEAD
 from upslope.engine.torch_engine import TorchEngine
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Rollout
 
 __all__ = ["instruction_set"]

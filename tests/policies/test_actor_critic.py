@@ -11,7 +11,8 @@ from gymnasium import spaces
 from torch import nn
 
 from upslope.errors import ArgumentError
-from upslope.policies.actor_critic import CustomActorCritic, make_policy
+from upslope.policies.custom import CustomActorCritic
+from upslope.policies.make import make_policy
 
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
 DISCRETE = spaces.Discrete(4)
@@ -141,7 +142,7 @@ class Returns(nn.Module):
     ],
 )
 def test_a_module_that_returns_something_else_is_told_what_to_return(output, got):
-    policy = CustomActorCritic(Returns(output), OBSERVATION, DISCRETE)
+    policy = CustomActorCritic(Returns(output), OBSERVATION, DISCRETE, generator=torch.Generator())
     wanted = r"a pair \(action parameters \[5, 4\], value \[5\]\)"
     for call in (policy.value, policy.distribution):
         with pytest.raises(

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upslope.errors import ArgumentError
-from upslope.policies.actor_critic import make_policy
 from upslope.policies.layout import Layout
+from upslope.policies.make import make_policy
 from upslope.policies.tiles import TileCoding
 from upslope.seeding import generator
 

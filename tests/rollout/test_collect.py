@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.rollout.chain import Chain
 from upslope.errors import CheckpointError
-from upslope.policies.actor_critic import ActorCritic, make_policy
+from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import make_stream

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rollout.chain import Chain
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import make_stream

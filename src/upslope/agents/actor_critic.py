@@ -47,7 +47,7 @@ from upslope.errors import ArgumentError, ConfigError
 from upslope.losses.policy import policy_gradient_loss
 from upslope.losses.value import value_loss
 from upslope.policies.actor_critic import ActorCritic as Policy
-from upslope.policies.actor_critic import make_policy
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Batch, Rollout
 from upslope.rollout.native_returns import gae
 from upslope.rollout.statistics import explained_variance, standardized, step_quality

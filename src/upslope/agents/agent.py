@@ -28,7 +28,8 @@ from upslope.agents.progress import Progress
 from upslope.engine.choose import make_engine
 from upslope.engine.torch_engine import TorchEngine
 from upslope.errors import ArgumentError, CheckpointError
-from upslope.policies.actor_critic import ActorCritic, make_policy
+from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.make import Environment, make_stream
@@ -43,8 +44,7 @@ class Agent(Generic[Config]):
     config_class: type[Config]
     takes_tensors = False  # from an environment: see `rollout.resident`
     of_environments: tuple[str, ...] = ()  # what of `own_tensors` begins anew in other ones
-    needs_values = False
-    """Whether every update begins with the values of the whole rollout."""
+    needs_values = False  # whether every update begins with the values of the whole rollout
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Agent(Generic[Config]):
         if not isinstance(policy, nn.Module):
             settings["policy"] = policy
         self.config: Config = make_config(self.config_class, settings)
-        self.env = env
-        self.env_kwargs = dict(env_kwargs or {})
+        self.env, self.env_kwargs = env, dict(env_kwargs or {})
+        checkpoint.check_meta(self.env_kwargs, "env_kwargs")
         self.device = torch.device(self.config.device)
         config = self.config
         self.stream = make_stream(env, config.n_envs, env_kwargs=self.env_kwargs, backend=backend)
@@ -101,8 +101,8 @@ class Agent(Generic[Config]):
 
     def make_engine(self) -> TorchEngine:
         """Return what takes the optimisation steps."""
-        config = self.config
-        return make_engine(config.engine, self.policy, max_grad_norm=config.max_grad_norm)
+        longest = self.config.max_grad_norm
+        return make_engine(self.config.engine, self.policy, max_grad_norm=longest)
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return what an algorithm has that evolves beside policy and optimiser, by name, live.
@@ -193,7 +193,8 @@ class Agent(Generic[Config]):
                 if eval_freq and (last or before // eval_freq < self.num_timesteps // eval_freq):
                     metrics |= self.evaluate(n_eval_episodes, eval_env, eval_env_kwargs)
                 progress.show(self.num_timesteps, metrics)
-                if callback is not None and callback(self, metrics) is False:
+                answer = callback(self, metrics) if callback else None
+                if isinstance(answer, bool | np.bool_) and not answer:
                     break
         return self
 

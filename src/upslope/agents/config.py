@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import torch
 import tyro
 
 from upslope.agents.schedules import Schedule, check_schedule
+from upslope.checkpoint import check_meta
 from upslope.errors import ConfigError, suggest
 from upslope.policies.actor_critic import POLICIES
 
@@ -105,10 +107,20 @@ def make_config(config_class: type[Config], settings: Mapping[str, Any]) -> Conf
                 f"{config_class.__name__.removesuffix('Config')} has no setting {name!r}"
                 f"{suggest(name, known)}; it has {', '.join(sorted(known))}"
             )
-    config = config_class(**settings)
+    config = config_class(**{name: plain(value) for name, value in settings.items()})
     for name in known:
         _check(name, getattr(config, name))
+        check_meta(getattr(config, name), name)
     return config
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as a file can hold it: NumPy's numbers and arrays as Python's and lists."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def _check(name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from upslope.errors import ArgumentError, Interrupted
-from upslope.rollout.autoreset import final_info
+from upslope.rollout.autoreset import scores
 from upslope.rollout.make import make_stream
 
 AT_ONCE = 100
@@ -121,7 +121,7 @@ def run_episodes(
             ended = step.terminated | step.truncated
             start = ended | ~step.valid  # of NEXT_STEP, after the step that only resets
             if ended.any():
-                score = final_info(step.info, "score")
+                score = scores(step.info)
                 for i in np.flatnonzero(ended):
                     if left[i]:
                         found = np.nan if score is None else score[i]

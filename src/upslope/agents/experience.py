@@ -9,11 +9,21 @@ import numpy as np
 from upslope.agents.config import AgentConfig
 from upslope.errors import ArgumentError
 from upslope.policies.actor_critic import ActorCritic
+from upslope.policies.layout import Part
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
 from upslope.rollout.normalizers import ObservationNormalizer, RewardNormalizer
 from upslope.rollout.resident import ResidentCollector, ResidentStream
 from upslope.rollout.stream import Stream
+
+
+def check_whole(part: Part) -> None:
+    """Raise ArgumentError where float32, which parts side by side are kept in, rounds a choice."""
+    if part.limits is not None and max(int(np.abs(each).max()) for each in part.limits) > 2**24:
+        raise ArgumentError(
+            f"observation{part.named()} {part.space} is kept as float32, as the numbers beside it "
+            "are, which holds whole numbers up to 2**24: let it start at 0"
+        )
 
 
 def make_collector(
@@ -45,6 +55,8 @@ def make_collector(
     kept = layout.dtype
     if scaled or np.issubdtype(kept, np.floating):
         kept = np.dtype(np.float32)
+        for part in layout.parts:
+            check_whole(part)
     head = policy.head
     kinds = (layout.shape, kept), (head.shape, head.dtype)
     return kind(

@@ -13,7 +13,7 @@ is a folder of three files, which is read whole or refused whole:
 
 from __future__ import annotations
 
-from upslope.checkpoint.codec import FORMAT_VERSION, State
+from upslope.checkpoint.codec import FORMAT_VERSION, State, check_meta
 from upslope.checkpoint.compatible import TensorSpec, check_compatible
 from upslope.checkpoint.store import (
     Newest,
@@ -32,6 +32,7 @@ __all__ = [
     "State",
     "TensorSpec",
     "check_compatible",
+    "check_meta",
     "list_checkpoints",
     "newest_valid",
     "put_aside",

@@ -181,7 +181,7 @@ def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _encode_meta(meta: Mapping[str, Any]) -> bytes:
-    _check_json(dict(meta), "meta")
+    check_meta(dict(meta), "meta")
     try:
         data = json.dumps(dict(meta), allow_nan=False).encode()
     except ValueError as error:  # an integer of thousands of digits
@@ -194,18 +194,18 @@ def _encode_meta(meta: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _check_json(value: Any, place: str, depth: int = 1) -> None:
-    """Refuse what JSON would not give back as it is."""
+def check_meta(value: Any, place: str, depth: int = 1) -> None:
+    """Raise ArgumentError for what JSON would not give back as it is; `place` is its name."""
     if depth > MAX_META_DEPTH:
         raise ArgumentError(f"{place} is nested deeper than {MAX_META_DEPTH} levels")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ArgumentError(f"{place} has the key {key!r}; JSON takes only strings as keys")
-            _check_json(item, f"{place[:80]}[{key[:40]!r}]", depth + 1)
+            check_meta(item, f"{place[:80]}[{key[:40]!r}]", depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _check_json(item, f"{place[:80]}[{index}]", depth + 1)
+            check_meta(item, f"{place[:80]}[{index}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ArgumentError(f"{place} is {value}; JSON has no such number, put it in tensors")
     elif value is not None and not isinstance(value, str | int | float):
@@ -227,7 +227,7 @@ def _parse_json(name: str, data: bytes) -> Any:
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=no_duplicates)
-        _check_json(value, "its content")
+        check_meta(value, "its content")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is damaged: it is not JSON that is read ({error})"

@@ -80,6 +80,19 @@ class TorchEngine:
 
         Raises NotFiniteError, before anything is changed, when the gradient is not finite.
         """
+        with self.policy.learning(self.steps):
+            gradient, metrics = self._differentiate(loss, batch, index, chunks)
+        norm = torch.linalg.vector_norm(gradient)
+        self.check_finite(float(norm))
+        if self.max_grad_norm is not None and norm > self.max_grad_norm:
+            gradient.mul_(self.max_grad_norm / norm)
+        self._adam(learning_rate)
+        metrics["gradient_norm"] = norm
+        return metrics
+
+    def _differentiate(
+        self, loss: Loss, batch: Indexable, index: Tensor, chunks: Chunks | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         gradient = self.flat.zero_gradient()
         if chunks is None:
             value, metrics = loss(self.policy, batch[index])
@@ -91,13 +104,7 @@ class TorchEngine:
             self.chunk_gradients = row_gradients.of_groups(seen, self.flat, chunks.sizes)
         else:
             metrics = self._accumulate(loss, batch, chunks)
-        norm = torch.linalg.vector_norm(gradient)
-        self.check_finite(float(norm))
-        if self.max_grad_norm is not None and norm > self.max_grad_norm:
-            gradient.mul_(self.max_grad_norm / norm)
-        self._adam(learning_rate)
-        metrics["gradient_norm"] = norm
-        return metrics
+        return gradient, metrics
 
     def epoch(
         self,

@@ -25,5 +25,6 @@ class Continuing(gymnasium.Wrapper):
         """Take a step, which never ends an episode."""
         observation, reward, terminated, _, info = self.env.step(action)
         if terminated:
-            observation, _ = self.env.reset()
+            observation, beginning = self.env.reset()
+            info = {**info, **beginning}  # such as which actions are legal now
         return observation, reward, False, False, info

@@ -16,18 +16,16 @@ legal, or None; `memory` is [B, memory_size], of no columns where the policy has
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
-from upslope.errors import ArgumentError, UpslopeError, suggest
 from upslope.policies.distributions import Categorical, Distribution
-from upslope.policies.features import Features, has_images
-from upslope.policies.layout import Layout
+from upslope.policies.features import Features
 from upslope.policies.memory import MEMORIES, Sequences
 from upslope.policies.networks import mlp
 from upslope.policies.spaces import ActionHead
@@ -99,6 +97,10 @@ class ActorCritic(nn.Module):
         distribution, memory = self.step(observation, memory, mask)
         action = distribution.sample(generator)
         return action, distribution.log_prob(action), memory
+
+    def learning(self, step: int) -> AbstractContextManager[None]:
+        """Be what it is while optimisation step `step` is taken."""
+        return nullcontext()
 
     def perceptrons(self) -> Perceptrons | None:
         """Return what the policy is made of, if it is perceptrons over one Box and nothing else."""
@@ -219,100 +221,3 @@ class NetworkActorCritic(ActorCritic):
         """Return the parameters of all but the critic."""
         only_value = {id(parameter) for parameter in self.critic.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in only_value]
-
-
-class CustomActorCritic(ActorCritic):
-    """A module of the user's own: `network(observation) -> (parameters [B, P], value [B])`.
-
-    P is what the action space takes (`ActionHead.size`): a number for each option of a Discrete or
-    MultiDiscrete, for each bit of a MultiBinary, for each dimension of a Box. Observations of a
-    Dict or Tuple space come as a dict or tuple of tensors, like the space.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        observation_space: gymnasium.Space[Any],
-        action_space: gymnasium.Space[Any],
-        *,
-        log_std_init: float = 0.0,
-        scale: str = "parameter",
-        squash: bool = False,
-    ) -> None:
-        super().__init__()
-        if scale == "exploration":
-            raise ArgumentError("scale='exploration' needs the policy's last layer: policy='mlp'")
-        self.layout = Layout(observation_space)
-        self.head = ActionHead(action_space, log_std_init, scale=scale, squash=squash)
-        self.network = network
-
-    def _run(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.network(self.layout.unpack(observation))
-        rows, size = len(observation), self.head.size
-        wanted = f"a pair (action parameters [{rows}, {size}], value [{rows}])"
-        if not (isinstance(output, tuple) and len(output) == 2):
-            got = type(output).__name__
-            raise ArgumentError(f"policy= returned {got}, but must return {wanted}")
-        if output[0].shape != (rows, size) or output[1].shape != (rows,):
-            got = f"shapes {list(output[0].shape)} and {list(output[1].shape)}"
-            raise ArgumentError(f"policy= returned {got}, but must return {wanted}")
-        return output
-
-    def both(
-        self, observation: Tensor, mask: Tensor | None, sequences: Sequences | None
-    ) -> tuple[Distribution, Tensor]:
-        """Return pi(.|s) and v(s) [B], from one pass of the network."""
-        parameters, value = self._run(observation)
-        return self.head(parameters, mask), value
-
-    def step(
-        self, observation: Tensor, memory: Tensor, mask: Tensor | None = None
-    ) -> tuple[Distribution, Tensor]:
-        """Return pi(.|s), and the memory, which it has none of."""
-        return self.head(self._run(observation)[0], mask), memory
-
-    def value(self, observation: Tensor, sequences: Sequences | None = None) -> Tensor:
-        """Return v(s), [B]."""
-        return self._run(observation)[1]
-
-
-def make_policy(
-    policy: str | nn.Module | None,
-    observation_space: gymnasium.Space[Any],
-    action_space: gymnasium.Space[Any],
-    *,
-    generator: torch.Generator,
-    **policy_kwargs: Any,
-) -> ActorCritic:
-    """Return the actor-critic that `policy` names: "mlp", "cnn", "lstm", "gru", or a module.
-
-    None is "cnn" where observations have an image and "mlp" elsewhere; "lstm" and "gru" also have
-    convolutions where there is an image.
-
-    Raises ArgumentError for another name, or for `policy_kwargs` that the policy does not take.
-    """
-    if not (policy is None or isinstance(policy, nn.Module) or policy in POLICIES):
-        options = ", ".join(map(repr, POLICIES))
-        meant = suggest(str(policy), POLICIES)
-        raise ArgumentError(
-            f"policy={policy!r} is not supported{meant}: give one of {options}, or a "
-            "torch.nn.Module"
-        )
-    spaces = (observation_space, action_space)
-    kind = CustomActorCritic if isinstance(policy, nn.Module) else NetworkActorCritic
-    taken = inspect.signature(kind).parameters
-    for name in policy_kwargs:
-        if name not in taken or name in ("network", "generator", "images", "memory"):
-            raise ArgumentError(f"policy_kwargs={policy_kwargs} does not fit: no {name!r} here")
-    try:
-        if isinstance(policy, nn.Module):
-            return CustomActorCritic(policy, *spaces, **policy_kwargs)
-        memory = policy if policy in MEMORIES else None
-        images = policy == "cnn" or (policy != "mlp" and has_images(observation_space))
-        return NetworkActorCritic(
-            *spaces, generator=generator, images=images, memory=memory, **policy_kwargs
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UpslopeError):
-            raise
-        raise ArgumentError(f"policy_kwargs={policy_kwargs} does not fit: {error}") from error

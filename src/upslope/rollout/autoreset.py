@@ -40,3 +40,15 @@ def final_info(info: Mapping[str, Any], key: str) -> np.ndarray | None:
         info = final
     value = info.get(key)
     return None if value is None else np.asarray(value)
+
+
+def scores(info: Mapping[str, Any]) -> np.ndarray | None:
+    """Return the score of each environment, [N], to be read where an episode ended.
+
+    It is `info["score"]` where that is a number; what an environment means else by it is its own.
+    """
+    try:
+        found = final_info(info, "score")
+    except ValueError:  # lists of different lengths
+        return None
+    return found if found is not None and found.ndim == 1 and found.dtype.kind in "biuf" else None

@@ -214,7 +214,7 @@ def _bounds(part: Part) -> tuple[Array, Array] | None:
             low, high = (low - slack).astype(kind), (high + slack).astype(kind)
         limits = -np.inf, np.inf
     else:
-        limits = np.iinfo(kind).min, np.iinfo(kind).max
+        limits = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
     return None if (low == limits[0]).all() and (high == limits[1]).all() else (low, high)
 
 

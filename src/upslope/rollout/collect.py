@@ -19,7 +19,7 @@ from torch import Tensor
 from upslope.errors import CheckpointError
 from upslope.policies.actor_critic import ActorCritic
 from upslope.rollout.acting import Act, Acting, RowEngine, Rows, act_ahead, begin_acting
-from upslope.rollout.autoreset import final_info
+from upslope.rollout.autoreset import final_info, scores
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.counting import RECENT, Episodes
 from upslope.rollout.halves import Ahead
@@ -183,7 +183,7 @@ class Collector:
             told = final_info(step.info, KEY)
             rollout.cut_mask.append(final_mask(told, cut, rollout.action_mask))
         if ended.any():
-            self.episodes.end(np.flatnonzero(ended), final_info(step.info, "score"))
+            self.episodes.end(np.flatnonzero(ended), scores(step.info))
         if not self.stream.begun:  # or it was seen, and acted on, half by half
             self._see(self.stream.observation, acting)
 

@@ -111,12 +111,15 @@ class ObservationNormalizer:
 
     def __call__(self, observation: Array) -> Array:
         """Return observations [N, ...], or one, scaled; changes no statistics."""
-        scaled = np.asarray(np.subtract(observation, self._mean, dtype=np.float32))
+        given = np.asarray(observation)
+        # of doubles the difference is rounded: the numbers may be large, and close together
+        mean = self.moments.mean if given.dtype == np.float64 else self._mean
+        scaled = np.asarray(given - mean, np.float32)
         scaled *= self._scale
         np.clip(scaled, -self.clip, self.clip, out=scaled)
         if self.measured is None:
             return scaled
-        return np.where(self.measured, scaled, np.asarray(observation, np.float32))
+        return np.where(self.measured, scaled, given.astype(np.float32))
 
     def _prepare(self) -> None:
         self._mean = self.moments.mean.astype(np.float32)
