@@ -219,14 +219,15 @@ def test_no_steps_are_refused(steps):
         us.PPO(ConstantReward).learn(steps)
 
 
-def test_a_callback_that_returns_false_stops():
+@pytest.mark.parametrize("no", [False, np.False_])
+def test_a_callback_that_returns_false_stops(no):
     agent = us.PPO(ConstantReward, **SMALL)
     seen: list[int] = []
 
     def callback(given, row):
         assert given is agent
         seen.append(given.num_timesteps)
-        return len(seen) < 3
+        return len(seen) < 3 or no
 
     agent.learn(10_000, callback)
     assert seen == [64, 128, 192]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import gymnasium
+import numpy as np
 import pytest
 
+import upslope as us
 from upslope.agents.config import make_config
 from upslope.agents.ppo import PPOConfig
 from upslope.agents.schedules import check_schedule, value_at
@@ -115,3 +118,25 @@ def test_algorithms_by_name():
     assert algorithm_class("PPO") is algorithm_class("ppo")
     with pytest.raises(ArgumentError, match=r"no algorithm 'pp' .*mean 'ppo'.*there is .*ppo"):
         algorithm_class("pp")
+
+
+def test_settings_are_what_a_file_can_hold(tmp_path):
+    edges = [np.linspace(-1, 1, 5)] * 4
+    agent = us.QLearning("CartPole-v1", edges=edges, learning_rate=np.float32(0.5)).learn(8)
+    assert agent.config.edges == [edge.tolist() for edge in edges]
+    agent.save(tmp_path / "table")
+    kwargs = {"log_std_init": np.float32(-1), "net_arch": (np.int64(8),)}
+    agent = us.PPO("Pendulum-v1", n_envs=np.int64(2), policy_kwargs=kwargs)
+    assert agent.config.policy_kwargs == {"log_std_init": -1.0, "net_arch": (8,)}
+    agent.save(tmp_path / "pendulum")
+    us.load(tmp_path / "pendulum")
+
+
+def test_what_no_file_can_hold_is_refused_before_anything_is_learned():
+    def make(table):
+        return gymnasium.make("CartPole-v1")
+
+    with pytest.raises(ArgumentError, match=r"env_kwargs\['table'\] is a ndarray; it takes"):
+        us.PPO(make, env_kwargs={"table": np.zeros(3)})
+    with pytest.raises(ArgumentError, match=r"policy_kwargs\['x'\] is a object; it takes"):
+        us.PPO("CartPole-v1", policy_kwargs={"x": object()})

@@ -154,6 +154,32 @@ def test_one_that_is_limited_is_not(limits, monkeypatch):
         assert bool(said) == warned
 
 
+class Telling(Chain):
+    """Says something under "score" at the end of its episodes."""
+
+    score: Any = None
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        *found, info = super().step(action)
+        return *found, {**info, "score": self.score}
+
+
+WORDS = {"text": "3:2", "nothing": None, "list": [1, 2], "array": np.zeros(3), "dict": {"home": 3}}
+
+
+@pytest.mark.parametrize("score", WORDS)
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_what_is_no_number_is_no_score(score, mode, monkeypatch):
+    monkeypatch.setattr(Telling, "score", WORDS[score])
+    env = SyncVectorEnv([Telling] * 2, autoreset_mode=mode)
+    agent = us.PPO(env, n_steps=16, batch_size=16).learn(64)
+    assert "episode_score" not in agent.collector.episodes.summary()
+    assert agent.collector.episodes.ended > 0
+    assert np.isnan(run_episodes(agent, env, 3).scores).all()
+    monkeypatch.setattr(Telling, "score", 7)
+    assert run_episodes(agent, env, 3).scores.tolist() == [7] * 3
+
+
 class Reminder(gymnasium.Env):
     """Three steps, of which the last observes 5; pays the action."""
 

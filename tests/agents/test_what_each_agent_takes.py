@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from gymnasium import Space, spaces
 
+import upslope as us
 from tests.agents.anything import ACTIONS, OBSERVATIONS, Anything
 from upslope.agents.agent import Agent
 from upslope.agents.table import ALGORITHMS
@@ -127,3 +130,38 @@ def test_the_table_is_whole_and_the_page_shows_it():
     assert set(said) == {(name, case) for name in AGENTS for case in CASES}
     assert set(said.values()) == {"yes", "no"}
     assert TAKES in (Path(__file__).parents[2] / "docs" / "ppo.md").read_text()
+
+
+class Seen(gymnasium.Env):
+    """Shows a sample of its space, for ever."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+def test_truth_values_are_observations(tmp_path):
+    space = spaces.Box(0, 1, (3,), dtype=bool)
+    agent = us.PPO(partial(Seen, space), n_envs=2, n_steps=8, batch_size=16).learn(32)
+    assert agent.predict(np.ones(3, bool))[0] in (0, 1)
+    agent.save(tmp_path / "agent")
+    us.load(tmp_path / "agent", env=partial(Seen, space)).learn(16)
+
+
+def test_choices_that_float32_would_round_are_refused():
+    def make(start: int):
+        far = spaces.Discrete(3, start=start)
+        return partial(Seen, spaces.Dict(y=far, b=spaces.Box(-1, 1, (2,))))
+
+    with pytest.raises(ArgumentError, match=r"observation \['y'\] Discrete.*up to 2\*\*24"):
+        us.PPO(make(2**30), n_envs=1)
+    us.PPO(make(2**24 - 2), n_envs=1)

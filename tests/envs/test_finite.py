@@ -142,3 +142,34 @@ def test_a_task_goes_on_for_ever():
         lengths = max(lengths, abs(observation[2]))
     assert lengths < 0.21  # 12 degrees: where it falls, it begins anew
     assert torch.isfinite(torch.as_tensor(observation)).all()
+
+
+class Choosy(gymnasium.Env):
+    """Ends often, and takes only the action that it names."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def told(self):
+        legal = np.zeros(2, np.int8)
+        self.legal = int(self.np_random.integers(2))
+        legal[self.legal] = 1
+        return np.zeros(1, np.float32), {"action_mask": legal}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.told()
+
+    def step(self, action):
+        assert action == self.legal
+        observation, info = self.told()
+        return observation, 1.0, bool(self.np_random.random() < 0.3), False, info | {"last": 1}
+
+
+def test_what_is_told_is_of_the_state_that_is_observed():
+    env = us.envs.Continuing(Choosy())
+    _, info = env.reset(seed=0)
+    for _ in range(100):
+        *_, info = env.step(info["action_mask"].argmax())
+        assert info["last"] == 1
+    us.PPO(lambda: us.envs.Continuing(Choosy()), n_envs=2, n_steps=16, batch_size=32).learn(200)

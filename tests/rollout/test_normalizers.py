@@ -202,3 +202,12 @@ def test_settings(name):
         ObservationNormalizer((3,), **{name: 0})
     with pytest.raises(ArgumentError, match=f"{name} takes a number above 0"):
         RewardNormalizer(3, 0.9, **{name: float("nan")})
+
+
+def test_doubles_are_centred_before_they_are_rounded():
+    rng, normalizer = np.random.default_rng(2), ObservationNormalizer((2,))
+    rows = 1.7e9 + rng.normal(size=(500, 2))
+    normalizer.update(rows)
+    expected = (rows - rows.mean(0)) / rows.std(0)
+    np.testing.assert_allclose(normalizer(rows), expected, rtol=1e-5, atol=1e-6)
+    assert normalizer(rows).dtype == np.float32
