@@ -137,9 +137,10 @@ def run_episodes(
 
 def break_off(agent: Any, env: Any) -> None:
     """Let an agent that was given `env` to train on begin with new episodes: it is reset here."""
-    inner = getattr(env, "unwrapped", None)
-    if inner is not None and inner is getattr(getattr(agent, "env", None), "unwrapped", None):
-        agent.collector.broken_off = True
+    collector, inner = getattr(agent, "collector", None), getattr(env, "unwrapped", None)
+    own = getattr(getattr(agent, "env", None), "unwrapped", None)
+    if collector is not None and inner is not None and inner is own:
+        collector.broken_off = True
 
 
 def evaluate_policy(
