@@ -74,10 +74,10 @@ class RunError(UpslopeError, RuntimeError):
 
 
 class Interrupted(UpslopeError):
-    """A signal asked for a stop during an evaluation; `exit_code` is the shell's for it."""
+    """A signal asked for a stop of what goes on; `exit_code` is the shell's for it."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("stopped by a signal while evaluating")
+    def __init__(self, exit_code: int, doing: str = "evaluating") -> None:
+        super().__init__(f"stopped by a signal while {doing}")
         self.exit_code = exit_code
 
 

@@ -49,3 +49,19 @@ def test_stopped_saved_and_gone_on_with(number: signal.Signals, tmp_path: Path) 
     assert f"going on from {stopped}" in again.stdout
     assert end_of(folder) == end_of(tmp_path / "runs" / "whole")
     assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]  # the same returns
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_video_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    pytest.importorskip("pygame")
+    words = (*WORDS[:-4], "--total-timesteps", 128, "--name", "a")
+    assert upslope_command(*words, cwd=tmp_path).returncode == 0
+    with start("video", "runs/a", "--seconds", 600, cwd=tmp_path) as process:
+        while not list((tmp_path / "runs" / "a").glob(".video*")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopped by a signal while filming" in err
+    assert not list((tmp_path / "runs" / "a").glob("*video*"))

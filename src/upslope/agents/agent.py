@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from upslope import checkpoint, recipes
 from upslope.agents import saving
 from upslope.agents.config import Config, make_config
-from upslope.agents.evaluation import Best, check_evaluation, evaluate_policy
+from upslope.agents.evaluation import Best, check_learning, evaluate_policy
 from upslope.agents.experience import make_collector
 from upslope.agents.prediction import predict
 from upslope.agents.progress import Progress
@@ -32,7 +32,7 @@ from upslope.policies.actor_critic import ActorCritic
 from upslope.policies.make import make_policy
 from upslope.rollout.buffer import Rollout
 from upslope.rollout.collect import Collector
-from upslope.rollout.make import Environment, make_stream
+from upslope.rollout.make import Environment, checked_kwargs, make_stream
 from upslope.seeding import derive32, generator
 
 Callback = Callable[["Agent[Any]", dict[str, float]], bool | None]
@@ -72,7 +72,7 @@ class Agent(Generic[Config]):
         if not isinstance(policy, nn.Module):
             settings["policy"] = policy
         self.config: Config = make_config(self.config_class, settings)
-        self.env, self.env_kwargs = env, dict(env_kwargs or {})
+        self.env, self.env_kwargs = env, checked_kwargs(env_kwargs)
         checkpoint.check_meta(self.env_kwargs, "env_kwargs")
         self.device = torch.device(self.config.device)
         config = self.config
@@ -182,8 +182,8 @@ class Agent(Generic[Config]):
         eval_env_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Go on to the end of the last `learn`, also after the agent was saved and loaded."""
-        if eval_freq is not None:
-            check_evaluation(eval_freq, eval_env is not None or self.stream.remakes)
+        can_be_made = eval_env is not None or self.stream.remakes
+        check_learning(callback, eval_freq, n_eval_episodes, can_be_made)
         total = self.target_timesteps
         with Progress(total, done=self.num_timesteps, shown=progress_bar) as progress:
             while self.num_timesteps < total:
@@ -278,7 +278,7 @@ class Agent(Generic[Config]):
 
     def save(self, path: str | Path) -> Path:
         """Save the agent as a folder at `path`, replacing an agent saved there before."""
-        return checkpoint.save_at(Path(path), *self.state())
+        return checkpoint.save_at(path, *self.state())
 
     @classmethod
     def load(
@@ -288,7 +288,7 @@ class Agent(Generic[Config]):
 
         Raises CheckpointError when the files are damaged or of another algorithm or shape.
         """
-        tensors, meta = checkpoint.read(Path(path))
+        tensors, meta = checkpoint.read(path)
         return cls.from_state(tensors, meta, env, policy=policy, path=path)
 
     @classmethod

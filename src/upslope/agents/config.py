@@ -160,6 +160,6 @@ def _check(name: str, value: Any) -> None:
 def _usable(device: Any) -> bool:
     try:
         torch.zeros(1, device=torch.device(device)).item()
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError):
+    except (TypeError, ValueError, OverflowError, RuntimeError, AssertionError):
         return False
     return True

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError, Interrupted
 from upslope.rollout.autoreset import scores
-from upslope.rollout.make import make_stream
+from upslope.rollout.make import checked_kwargs, make_stream
 
 AT_ONCE = 100
 LONG = 100_000
@@ -39,10 +39,21 @@ class Best:
     """The state of the observation normaliser, which is a part of the policy."""
 
 
-def check_evaluation(freq: int, can_be_made: bool) -> None:
-    """Raise ArgumentError unless evaluations every `freq` steps have environments to play in."""
-    if freq < 1:
-        raise ArgumentError(f"eval_freq={freq}: it takes a number of steps of at least 1")
+def check_count(name: str, value: Any) -> None:
+    """Raise ArgumentError for what is no whole number of at least 1."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ArgumentError(f"{name}={value!r}: it takes a whole number of at least 1")
+
+
+def check_learning(callback: Any, freq: int | None, episodes: int, can_be_made: bool) -> None:
+    """Raise ArgumentError for a callback that is none, and evaluations that cannot be."""
+    if not (callback is None or callable(callback)):
+        raise ArgumentError(f"callback={callback!r}: it takes a function of (agent, metrics)")
+    if freq is None:
+        return
+    check_count("eval_freq", freq)
+    check_count("n_eval_episodes", episodes)
     if not can_be_made:
         wanted = "eval_env=, an id or a factory"
         raise ArgumentError(f"eval_freq needs {wanted}: the agent was given an environment")
@@ -90,11 +101,12 @@ def run_episodes(
     episode of LONG steps is warned of, since it may be one that never ends, unless environments
     say that they limit them.
     """
-    if n_episodes < 1:
-        raise ArgumentError(f"n_eval_episodes={n_episodes}: it takes a whole number of at least 1")
+    check_count("n_eval_episodes", n_episodes)
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ArgumentError(f"seed={seed!r}: it takes a whole number of at least 0")
     given = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv)
     wanted = getattr(env, "num_envs", 1) if given else n_envs or min(n_episodes, AT_ONCE)
-    stream = make_stream(env, wanted, env_kwargs=dict(env_kwargs or {}), backend=backend)
+    stream = make_stream(env, wanted, env_kwargs=checked_kwargs(env_kwargs), backend=backend)
     break_off(agent, env)
     try:
         stream.reset(seed)

@@ -57,6 +57,6 @@ def load(
     path: str | Path, env: Environment | None = None, *, policy: nn.Module | None = None
 ) -> Agent[Any]:
     """Load an agent that `save` saved, of whichever algorithm; see `Agent.load`."""
-    tensors, meta = checkpoint.read(Path(path))
+    tensors, meta = checkpoint.read(path)
     kind = algorithm_class(str(meta.get("algorithm")))
     return kind.from_state(tensors, meta, env, policy=policy, path=path)

@@ -207,7 +207,7 @@ def check_meta(value: Any, place: str, depth: int = 1) -> None:
         for index, item in enumerate(value):
             check_meta(item, f"{place[:80]}[{index}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ArgumentError(f"{place} is {value}; JSON has no such number, put it in tensors")
+        raise ArgumentError(f"{place} is {value}; it takes finite numbers, JSON has no others")
     elif value is not None and not isinstance(value, str | int | float):
         raise ArgumentError(f"{place} is a {type(value).__name__}; it takes {_JSON_TYPES}")
 

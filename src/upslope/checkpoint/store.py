@@ -222,7 +222,10 @@ def _replaced(path: Path) -> Path:
 
 
 def _absolute(path: str | Path) -> Path:
-    target = Path(os.path.realpath(path))
+    try:
+        target = Path(os.path.realpath(path))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"path is {path!r}; it takes a path: {error}") from None
     if not target.name:
         raise ArgumentError(f"path is {str(path)!r}; it takes a path below the root")
     return target

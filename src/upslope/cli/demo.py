@@ -13,6 +13,7 @@ from upslope.cli.options import parse, split
 from upslope.cli.train import configure
 from upslope.errors import ArgumentError
 from upslope.runs import run
+from upslope.runs.configuration import check_limit
 from upslope.runs.pictures import learning_curve
 from upslope.runs.video import film
 
@@ -49,15 +50,18 @@ def main(arguments: list[str]) -> int:
         total_timesteps=config.total_timesteps * (3 if chosen.long else 1),
         settings=config.settings | {"seed": chosen.seed},
     )
+    check_limit(limit)
     folder = run.free_name(chosen.runs, "flappy-bird")
+    agent = run.make_agent(config)  # before the folder: what is wrong is said now
     run.create(folder, config)
     until = "to the end" if limit is None else f"at most {limit:g} s"
     print(f"PPO learns Flappy Bird in {folder}, {until}")
-    outcome = run.train(folder, config, max_seconds=limit, progress=not chosen.quiet)
-    print(f"learned for {outcome.agent.num_timesteps:,} frames; curve: {learning_curve(folder)}")
+    outcome = run.train(folder, config, agent=agent, max_seconds=limit, progress=not chosen.quiet)
     if outcome.exit_code:
+        print(f"stopped; upslope train {folder} --resume goes on")
         return outcome.exit_code
-    agent, evaluation = outcome.agent, config.evaluation
+    print(f"learned for {agent.num_timesteps:,} frames; curve: {learning_curve(folder)}")
+    evaluation = config.evaluation
     if not outcome.finished:  # the last policy, which no evaluation has seen, may be the best
         agent.evaluate(evaluation.episodes, env_kwargs=config.env_kwargs | evaluation.env_kwargs)
         if agent.best.timesteps == agent.num_timesteps:

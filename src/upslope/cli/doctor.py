@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     if len(words) > 1:
         raise ArgumentError("doctor takes one environment at most: upslope doctor CartPole-v1")
     check_range("--steps", chosen.steps, 1)
+    check_range("--n-envs", chosen.n_envs, 1)
     wrong = 0
     print("installation")
     for finding in inspect_installation(chosen.runs):

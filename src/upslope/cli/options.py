@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -13,6 +13,10 @@ import tyro
 from upslope.errors import ArgumentError, suggest
 
 Options = TypeVar("Options")
+TAKES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+}
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -28,7 +32,7 @@ def parse(default: Options, arguments: Sequence[str], *, prog: str, description:
 
     Fields that are dataclasses give their own fields as options, without a prefix.
     """
-    known = {"help", *_names(default)}
+    known = {"help", *_kinds(default)}
     for word in arguments:
         name = word.lstrip("-").split("=")[0].replace("_", "-")
         if not word.startswith("-") or word == "-h" or re.match(r"-[0-9.]|-inf$", word):
@@ -38,6 +42,7 @@ def parse(default: Options, arguments: Sequence[str], *, prog: str, description:
             raise ArgumentError(
                 f"there is no option {option}{suggest(name, known)}; {prog} --help lists them"
             )
+    _check_numbers(_kinds(default), arguments)
     return tyro.cli(
         type(default),
         default=default,
@@ -48,13 +53,31 @@ def parse(default: Options, arguments: Sequence[str], *, prog: str, description:
     )
 
 
-def _names(options: Any) -> list[str]:
-    found: list[str] = []
+def _kinds(options: Any) -> dict[str, str]:
+    """Return the name of each option, and its type as it is written."""
+    found: dict[str, str] = {}
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)
         nested = dataclasses.is_dataclass(value)
-        found += _names(value) if nested else [item.name.replace("_", "-")]
+        found |= _kinds(value) if nested else {item.name.replace("_", "-"): str(item.type)}
     return found
+
+
+def _check_numbers(kinds: dict[str, str], arguments: Sequence[str]) -> None:
+    """Raise ArgumentError for a number that is none, in one sentence where `tyro` has a page."""
+    for k, word in enumerate(arguments):
+        following = arguments[k + 1] if k + 1 < len(arguments) else None
+        option, equals, value = word.partition("=")
+        text = value if equals else following
+        kind, none = kinds.get(option.lstrip("-").replace("_", "-"), "").partition(" | ")[::2]
+        if kind not in TAKES or not word.startswith("--") or (none == "None" and text == "None"):
+            continue
+        read, takes = TAKES[kind]
+        try:
+            read(text or "")
+        except ValueError:
+            got = "nothing" if text is None else repr(text)
+            raise ArgumentError(f"{option} takes {takes}, got {got}") from None
 
 
 def table(name: str, text: str | None) -> dict[str, Any]:

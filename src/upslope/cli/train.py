@@ -14,7 +14,7 @@ from upslope.agents.table import ALGORITHMS, algorithm_name
 from upslope.cli.options import parse, split, table
 from upslope.errors import ArgumentError, suggest
 from upslope.runs import run
-from upslope.runs.configuration import Evaluation, RunConfig, from_recipe
+from upslope.runs.configuration import Evaluation, RunConfig, check_limit, from_recipe
 from upslope.runs.pictures import learning_curve
 
 USAGE = "upslope train ALGORITHM ENVIRONMENT [options]   or   upslope train RUN --resume"
@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
         raise ArgumentError(f"train takes an algorithm and an environment: {USAGE}")
     algorithm, env = words
     config, chosen = configure(algorithm, env, options)
+    check_limit(chosen.max_seconds)
     if chosen.name is None:
         folder = run.free_name(chosen.runs, f"{config.algorithm}-{config.env}")
     else:

@@ -24,6 +24,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from upslope.errors import ArgumentError
 from upslope.policies.distributions import Categorical, Distribution
 from upslope.policies.features import Features
 from upslope.policies.memory import MEMORIES, Sequences
@@ -140,6 +141,11 @@ class NetworkActorCritic(ActorCritic):
         action_values: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(net_arch, Sequence | None) or isinstance(net_arch, str):
+            raise ArgumentError(
+                f"net_arch={net_arch!r}: it takes a list of units such as [64, 64], which policy "
+                "and value have alike"
+            )
         if net_arch is None:
             net_arch = (64,) if memory else () if images or tiles is not None else (64, 64)
         self.features: Features | TileCoding

@@ -64,6 +64,8 @@ class Grid(nn.Module):
         features: Rows | None = None,
     ) -> None:
         super().__init__()
+        for name, rows in (("bounds", bounds), ("edges", edges), ("features", features)):
+            _check_rows(name, rows)
         axes = _axes(space, features)
         real = [axis for axis in axes if not axis.cells]
         if not real and (bins, bounds, edges) != (None, None, None):
@@ -110,6 +112,17 @@ class Grid(nn.Module):
             edges = self.get_buffer(f"edges_{d}")
             cell[:, d] = torch.bucketize(z[:, d].double().contiguous(), edges, right=True)
         return (cell * self.strides).sum(1)
+
+
+def _check_rows(name: str, rows: Any) -> None:
+    if rows is None:
+        return
+    try:
+        fits = all(isinstance(number, int | float) for row in rows for number in row)
+    except TypeError:  # one of them is no list
+        fits = False
+    if not fits:
+        raise ArgumentError(f"{name}={rows!r}: it takes a list of lists of numbers")
 
 
 def _axes(space: gymnasium.Space[Any], features: Rows | None) -> list[Axis]:

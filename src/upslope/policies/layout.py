@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from upslope.errors import ArgumentError
@@ -132,7 +133,7 @@ class Layout:
         whole number that the space has.
         """
         try:
-            found = [(part, np.asarray(value)) for part, value in self.values(given)]
+            found = [(part, _array(value)) for part, value in self.values(given)]
         except (KeyError, IndexError, TypeError) as error:
             raise ArgumentError(
                 f"{self.what} is not nested like {self.space}: {type(error).__name__} {error}"
@@ -161,6 +162,10 @@ class Layout:
                         f"{self.what}{part.named()} is {value[wrong][0]}, outside {part.space}"
                     )
         return self.pack([value[None] if single else value for _, value in found]), single
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def leaves(

@@ -146,6 +146,13 @@ def _choices(env_id: str, name: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
     return tuple(choice for choice in PREFERENCE if choice != "envpool")
 
 
+def checked_kwargs(env_kwargs: Any) -> dict[str, Any]:
+    """Return them as a dictionary; raises ArgumentError where they are none."""
+    if not isinstance(env_kwargs, Mapping | None):
+        raise ArgumentError(f"env_kwargs={env_kwargs!r}: it takes a dictionary")
+    return dict(env_kwargs or {})
+
+
 def _maker(choice: str, name: str, n_envs: int, kwargs: dict[str, Any]) -> Callable[[], VectorEnv]:
     if choice == "envpool":
         return partial(envpool.EnvPoolVectorEnv, name, n_envs, **kwargs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope import recipes
-from upslope.errors import ConfigError, RunError, suggest
+from upslope.errors import ArgumentError, ConfigError, RunError, suggest
 from upslope.records.files import read_toml, replace_text
 from upslope.runs.toml import dumps
 
@@ -39,6 +39,9 @@ class Evaluation:
         check(self, freq=1, episodes=1, final_episodes=0)
 
 
+MOST_THREADS = 1024  # many more take all memory before the first step
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run's whole configuration."""
@@ -57,6 +60,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self, total_timesteps=1, threads=1, checkpoint_seconds=0)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ConfigError(f"threads={self.threads}: it takes at most {MOST_THREADS:,}")
 
     def write(self, folder: Path) -> None:
         """Write `config.toml`, atomically."""
@@ -112,6 +117,12 @@ def check(config: Any, **least: int) -> None:
         if not fits:
             part = "evaluation." if isinstance(config, Evaluation) else ""
             raise ConfigError(f"{part}{item.name}={value!r}: it takes {takes}")
+
+
+def check_limit(max_seconds: float | None) -> None:
+    """Raise ArgumentError for what is no length of time."""
+    if max_seconds is not None and not max_seconds >= 0:
+        raise ArgumentError(f"max_seconds={max_seconds}: it takes seconds, a number of at least 0")
 
 
 def build(kind: type[Any], table: Any) -> Any:

@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises RunError when it is not a table of numbers.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with explained(path), path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader([line for line in file if line.endswith("\n")] or [""])
         if lines and "iteration" not in header:
             raise ValueError("it has no column 'iteration'")

@@ -32,7 +32,7 @@ from upslope.agents.saving import made_with
 from upslope.agents.table import algorithm_class
 from upslope.errors import ArgumentError, Interrupted, NotFiniteError, RunError
 from upslope.records.files import explained, replace_text
-from upslope.runs.configuration import RunConfig
+from upslope.runs.configuration import RunConfig, check_limit
 from upslope.runs.evidence import keep_evidence
 from upslope.runs.metrics import MetricsWriter
 from upslope.runs.signals import StopSignals
@@ -106,6 +106,7 @@ def train(
     and every `config.checkpoint_seconds`. An evaluation that a signal ends is played again when the
     run goes on. Raises RunError when another process is at it.
     """
+    check_limit(max_seconds)
     with locked(folder), StopSignals() as signals:
         with explained(folder / "checkpoints"):  # now, not when the first of them is to be saved
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -227,11 +228,16 @@ def differences(saved: Any, now: Any) -> str:
     return ", ".join(f"{name} {old!r} saved, {new!r} now" for name, old, new in pairs if old != new)
 
 
+def has_best(folder: Path) -> bool:
+    """Say whether a run has kept a best policy."""
+    return any((folder / name).exists() for name in ("best", "best.replaced"))
+
+
 def load_agent(
     folder: Path, config: RunConfig, *, which: str = "best", say: Say = print
 ) -> Agent[Any]:
     """Return a run's agent: its best policy where one was kept, else (or if asked) its last."""
-    if which == "best" and any((folder / name).exists() for name in ("best", "best.replaced")):
+    if which == "best" and has_best(folder):
         tensors, meta = checkpoint.read(folder / "best")
     else:
         newest = checkpoint.newest_valid(folder / "checkpoints")
@@ -271,7 +277,7 @@ def evaluate(
         )
     scored = not np.isnan(played.scores).any()
     told = {
-        "policy": which,
+        "policy": which if has_best(folder) else "last",
         "timesteps": agent.num_timesteps,
         "returns": played.returns.tolist(),
         "lengths": played.lengths.tolist(),

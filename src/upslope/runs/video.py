@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import gymnasium
 import numpy as np
 
 import upslope.envs  # noqa: F401  (registers the environments shipped here)
-from upslope.errors import ArgumentError, RunError
+from upslope.errors import ArgumentError, Interrupted, RunError
 from upslope.records.files import explained
 from upslope.runs.configuration import RunConfig
 from upslope.runs.run import load_agent
+from upslope.runs.signals import StopSignals
 from upslope.seeding import derive32
 
 
@@ -33,8 +35,8 @@ def film(
     Writes `video.mp4` into the run's folder, or to `output` (.mp4 or .gif); returns the path.
     Raises RunError when the environment cannot be drawn.
     """
-    if seconds <= 0:
-        raise ArgumentError(f"seconds={seconds}: a video takes more than 0")
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(f"seconds={seconds}: a video takes a finite number above 0")
     path = output or folder / "video.mp4"
     if path.suffix not in (".mp4", ".gif"):
         raise ArgumentError(f"output={path}: a video ends in .mp4 or .gif")
@@ -44,7 +46,9 @@ def film(
     try:
         rate = int(env.metadata.get("render_fps") or 30)
         n_frames = max(1, round(seconds * rate))
-        write_video(path, play(agent, env, n_frames, derive32(agent.config.seed, "video")), rate)
+        with StopSignals() as signals:  # which a library that draws would take, and do nothing
+            frames = play(agent, env, n_frames, derive32(agent.config.seed, "video"), signals)
+            write_video(path, frames, rate)
     finally:
         env.close()
     return path
@@ -68,11 +72,15 @@ def drawable(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     return env
 
 
-def play(agent: Any, env: gymnasium.Env, n_frames: int, seed: int) -> Iterator[Any]:
-    """Yield `n_frames` frames of episodes played one after the other."""
+def play(
+    agent: Any, env: gymnasium.Env, n_frames: int, seed: int, signals: StopSignals
+) -> Iterator[Any]:
+    """Yield `n_frames` frames of episodes played one after the other; a signal ends it."""
     observation, _ = env.reset(seed=seed)
     ended = False
     for _ in range(n_frames):
+        if signals.exit_code:
+            raise Interrupted(signals.exit_code, "filming")
         yield env.render()
         if ended:
             (observation, _), ended = env.reset(), False
