@@ -138,7 +138,7 @@ def put_aside(
 def read(path: str | Path) -> State:
     """Return the state of one checkpoint, or raise CheckpointError saying what is wrong with it."""
     target = _absolute(path)
-    if not os.path.lexists(target) and _replaced(target).is_dir():
+    if not os.path.lexists(target) and os.path.isdir(_replaced(target)):
         target = _replaced(target)
     try:
         return codec.decode(disk.read_files(target))
