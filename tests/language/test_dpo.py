@@ -173,6 +173,41 @@ def test_bf16_trains_and_keeps_float32_weights():
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_in_bf16_policy_and_reference_keep_their_own_weights(name):
+    """Once they are nats apart: what is logged is what each says of the rows, in bf16, alone."""
+    model, given = tiny.MODELS[name](), tiny.MODELS[name]()
+    trainer = cases.dpo(model, bf16=True, learning_rate=1e-1, lr_scheduler_type="constant")
+    for _ in range(5):
+        rows = [trainer.rows[k] for k in trainer.order.take(trainer.drawn, 4)]
+        policy, reference = (mean_log_prob(which, rows) for which in (model, given))
+        logged = trainer.one_step()
+        assert logged["logps/chosen"] == pytest.approx(policy, abs=0.1)
+        pull = logged["logps/chosen"] - logged["rewards/chosen"] / trainer.config.beta
+        assert pull == pytest.approx(reference, abs=0.1)
+    assert abs(policy - reference) > 1
+
+
+def mean_log_prob(model, rows) -> float:
+    """Mean log-probability of the chosen completions, row by row, in bf16."""
+    found = 0.0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for row in rows:
+            ids = torch.tensor([row.prompt + row.chosen])
+            log_p = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            of_tokens = log_p.gather(1, ids[0, 1:, None])[len(row.prompt) - 1 :]
+            found += float(of_tokens.sum()) / len(rows)
+    return found
+
+
+def test_gradients_that_the_model_came_with_are_left_out():
+    model = tiny.llama()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    found = cases.gradient(cases.dpo(model))
+    assert cases.same(found, cases.gradient(cases.dpo()))
+
+
 def test_the_schedule_is_that_of_transformers():
     rates = [row["learning_rate"] for row in run(cases.dpo(max_steps=4, warmup_steps=2))]
     assert rates == pytest.approx([0, 5e-3, 1e-2, 5e-3])

@@ -177,6 +177,7 @@ class Reference:
                     self._swap()
 
     def _swap(self) -> None:
+        torch.clear_autocast_cache()  # it knows a weight by its object, which both models share
         for k, parameter in enumerate(self.parameters):
             parameter.data, self.initial[k] = self.initial[k], parameter.data
 
