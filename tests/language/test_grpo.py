@@ -315,6 +315,14 @@ def test_evaluation_and_logging_do_not_change_training(tmp_path):
         ({"max_completion_length": 61}, "row 0: its prompt has 4 tokens, and there is room for 3"),
         ({"train_dataset": [{"prompt": ""}]}, "row 0: its prompt is empty"),
         ({"train_dataset": [{"question": "1"}]}, "row 0: it has no 'prompt'"),
+        (
+            {"train_dataset": [{"prompt": "1"}, {"prompt": "2", "completions": "3"}]},
+            "train_dataset has the column 'completions', under which reward functions get what",
+        ),
+        (
+            {"eval_dataset": [{"prompt": "1", "completion_ids": [3]}]},
+            "eval_dataset has the column 'completion_ids'",
+        ),
     ],
 )
 def test_what_it_cannot_take_is_said(settings, said):

@@ -104,6 +104,8 @@ class GRPO(Trainer[GRPOConfig]):
         self.eval_prompts: list[Prompt] = []
         if eval_dataset is not None:
             self.eval_prompts = prompts_of(eval_dataset, tokenizer, longest, "eval_dataset")
+        for found, name in ((self.prompts, "train_dataset"), (self.eval_prompts, "eval_dataset")):
+            rewards.check_columns([prompt.row for prompt in found], name)
         self.order = Order(len(self.prompts), config.seed)
         self.experience: Experience | None = None
         self.told: dict[str, float] = {}

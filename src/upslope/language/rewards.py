@@ -24,11 +24,23 @@ from torch import Tensor
 from upslope.errors import ArgumentError, RewardFault, suggest
 
 RewardFunction = Callable[..., Sequence[float | None]]
+OURS = ("prompts", "completions", "completion_ids", "completion_lengths")
+"""Names under which a reward function gets what was sampled."""
 
 
 def name_of(function: Any) -> str:
     """Return the name that a reward is logged under."""
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raise ArgumentError for a column of data that would hide what was sampled."""
+    taken = [column for column in OURS if any(column in row for row in rows)]
+    if taken:
+        raise ArgumentError(
+            f"{name} has the column {taken[0]!r}, under which reward functions get what was "
+            "sampled: it takes another name"
+        )
 
 
 def score(
@@ -42,7 +54,7 @@ def score(
     Raises RewardFault naming the function and the first prompt it failed on, when it raises, gives
     another number of values than there are completions, or one that is no finite number.
     """
-    given = {"prompts": list(prompts), "completions": list(completions), **columns}
+    given = {**columns, "prompts": list(prompts), "completions": list(completions)}
     found = torch.empty(len(completions), len(functions))
     for k, function in enumerate(functions):
         found[:, k] = torch.tensor(_called(function, given))
