@@ -115,6 +115,26 @@ def test_with_lora_the_reference_is_the_model_as_given():
     assert not torch.allclose(trainer.model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"bias": "all"}, "peft_config has bias='all', which changes .* it takes 'none', or a"),
+        ({"bias": "lora_only"}, "peft_config has bias='lora_only'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', .* True or False or 'gauss"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+    ],
+)
+def test_an_adapter_that_does_not_switch_off_is_no_reference(setting, said):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **setting)
+    model = tiny.llama()
+    with pytest.raises(ArgumentError, match=said):
+        cases.dpo(model, peft_config=config)
+    assert cases.same(dict(model.named_parameters()), dict(tiny.llama().named_parameters()))
+    assert cases.dpo(peft_config=config, loss_type="simpo").reference is None
+    assert cases.dpo(reference_model=tiny.llama(), peft_config=config).reference is not None
+    assert cases.grpo(peft_config=config).reference is None
+
+
 def test_without_lora_the_reference_is_the_model_as_it_was():
     model, before = tiny.llama(), tiny.llama()
     trainer = cases.dpo(model)

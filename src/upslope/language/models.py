@@ -104,6 +104,24 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
         return peft.get_peft_model(model, peft_config)
 
 
+def check_switches_off(peft_config: Any) -> None:
+    """Raise ArgumentError for an adapter that changes the model's own weights too.
+
+    Switched off, it would not leave the model as it was given, which the reference is.
+    """
+    for name, takes in (
+        ("bias", ("none",)),
+        ("init_lora_weights", (True, False, "gaussian")),
+    ):
+        got = getattr(peft_config, name, takes[0])
+        if got not in takes:
+            raise ArgumentError(
+                f"peft_config has {name}={got!r}, which changes weights of the model itself, so "
+                "that with the adapter switched off it is not the reference: it takes "
+                f"{' or '.join(map(repr, takes))}, or a reference_model beside it"
+            )
+
+
 def prepare(model: Any, *, gradient_checkpointing: bool) -> None:
     """Put the model into the state it is trained in: dropout off, activations as asked."""
     plain = unwrapped(model)

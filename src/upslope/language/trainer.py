@@ -26,6 +26,7 @@ from upslope.language.models import (
     Reference,
     add_adapter,
     check_model,
+    check_switches_off,
     context_length,
     device_of,
     precision,
@@ -74,6 +75,8 @@ class Trainer(Generic[Config]):
                     "reference is the model as it was given"
                 )
         self.tokenizer = tokenizer
+        if peft_config is not None and reference_model is None and self.needs_reference:
+            check_switches_off(peft_config)
         self.model = model if peft_config is None else add_adapter(model, peft_config)
         prepare(self.model, gradient_checkpointing=self.config.gradient_checkpointing)
         if not trainable(self.model):
