@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "Mixtral": SHAPE | SHARED | {"num_local_experts": 4},
     "GPTNeoX": SHAPE,
     "OPT": SHAPE | {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.3},
+    "Falcon": SHAPE | {"hidden_size": 64},  # asks whether its attention is called sdpa
     "Bloom": SHAPE | {"n_layer": 2, "n_head": 4},  # positions as a bias that grows with distance
 }
 PROMPTS = [[3, 4, 5, 6], [7, 8], [3, 4, 5, 6], [7, 8], [7, 8, 9]]
