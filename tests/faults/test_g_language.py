@@ -144,6 +144,24 @@ def test_g3_lora_resumes_to_the_same_weights(tmp_path):
     assert cases.same(cases.weights(resumed), cases.weights(whole))
 
 
+def test_g3_a_gradient_that_is_never_clipped_is_saved_and_resumed(tmp_path):
+    whole = dpo(tmp_path / "whole", max_grad_norm=math.inf).train()
+    dpo(tmp_path / "out", max_grad_norm=math.inf).train(lambda trainer, metrics: trainer.step < 2)
+    resumed = dpo(tmp_path / "out", max_grad_norm=math.inf).train(resume_from_checkpoint=True)
+    assert cases.same(cases.weights(resumed), cases.weights(whole))
+    with pytest.raises(CheckpointError, match=r"max_grad_norm: 'inf' in the .* expected 1\.0"):
+        dpo(tmp_path / "out").train(resume_from_checkpoint=True)
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
+    trainer = dpo(tmp_path / "out")
+    evaluate = trainer.evaluate
+    told = iter([math.nan, 0.5, math.nan])
+    monkeypatch.setattr(trainer, "evaluate", lambda: evaluate() | {"eval_loss": next(told)})
+    trainer.train()
+    assert trainer.best == {"step": 6, "value": 0.5}
+
+
 def test_g3_a_damaged_checkpoint_is_said_and_the_one_before_it_used(tmp_path, capsys):
     whole = grpo(tmp_path / "whole").train()
     grpo(tmp_path / "out").train(lambda trainer, metrics: trainer.step < 4)

@@ -253,7 +253,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: cases.dpo(beta="big"), "beta='big': beta takes a number"),
+        (lambda: cases.dpo(beta="big"), "beta='big': beta takes a finite number"),
+        (lambda: cases.dpo(beta=math.nan), "beta=nan: beta takes a finite number"),
+        (lambda: cases.dpo(learning_rate=math.inf), "takes a finite number of at least 0"),
+        (lambda: cases.dpo(num_train_epochs=math.inf), "takes a finite number of at least 0"),
+        (lambda: cases.dpo(learning_rate=10**400), "takes a finite number of at least 0"),
+        (lambda: cases.dpo(max_grad_norm=math.nan), "takes a number of at least 0"),
+        (lambda: cases.dpo(adam_beta1=1.0), "adam_beta1=1.0: .* of at least 0 and below 1"),
+        (lambda: cases.dpo(adam_beta2=2), "adam_beta2=2: .* of at least 0 and below 1"),
         (lambda: cases.dpo(learning_rte=1), "no setting 'learning_rte' .*mean 'learning_rate'"),
         (lambda: cases.dpo(loss_type="sigmod"), "loss_type='sigmod': .*one of 'sigmoid'"),
         (lambda: cases.dpo(lr_scheduler_type="cosin"), "lr_scheduler_type='cosin'.*mean 'cosine'"),

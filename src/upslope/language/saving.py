@@ -13,6 +13,7 @@ Weights that are not trained are given again at resume, and known by a hash.
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 import warnings
@@ -102,8 +103,9 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
 
 
 def config_of(trainer: Trainer[Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run has to share."""
-    return {n: value for n, value in asdict(trainer.config).items() if n not in MAY_DIFFER}
+    """Return the settings that a resumed run has to share; infinity as text, for JSON."""
+    found = {n: value for n, value in asdict(trainer.config).items() if n not in MAY_DIFFER}
+    return {n: "inf" if value == math.inf else value for n, value in found.items()}
 
 
 def made_with() -> dict[str, str | int]:

@@ -201,7 +201,8 @@ class Trainer(Generic[Config]):
         with precision(device_of(self.model), self.config.bf16):
             metrics = self.evaluate()
         value = metrics[self.best_metric]
-        if self.best is None or self.best_sign * value >= self.best_sign * self.best["value"]:
+        best = -math.inf if self.best is None else self.best_sign * self.best["value"]
+        if math.isfinite(value) and self.best_sign * value >= best:
             self.best = {"step": self.step, "value": value}
             if folder is not None:
                 saving.save_pretrained(self.model, self.tokenizer, folder / "best")
