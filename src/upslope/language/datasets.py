@@ -234,6 +234,20 @@ def fingerprint(rows: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
+def columns_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Return a hash of what rows hold beside their prompts; of what is no JSON, its type."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        columns = sorted((str(name), x) for name, x in prompt.row.items() if name != "prompt")
+        digest.update(json.dumps(columns, skipkeys=True, default=kind_of).encode())
+    return digest.hexdigest()
+
+
+def kind_of(value: object) -> str:
+    """Return the name of a value's type."""
+    return type(value).__name__
+
+
 # ---------------------------------------------------------------- their order
 class Order:
     """The rows in the order they are drawn: each epoch a permutation of its own.

@@ -51,7 +51,7 @@ def decoding(model: Any, bf16: bool) -> Iterator[None]:
                 layer.forward = partial(_linear, _packed(weight, layer.bias), layer.forward)
                 stack.callback(delattr, layer, "forward")
         config = unwrapped(model).config
-        if config._attn_implementation == "sdpa" and _looks_up(type(backbone(model))):
+        if config._attn_implementation == "sdpa" and _looks_up(type(backbone(model)).__module__):
             _register()
             config._attn_implementation = NAME
             stack.callback(setattr, config, "_attn_implementation", "sdpa")
@@ -59,12 +59,12 @@ def decoding(model: Any, bf16: bool) -> Iterator[None]:
 
 
 @cache
-def _looks_up(kind: type[nn.Module]) -> bool:
-    """Return whether a kind of model calls the attention that its settings name, whatever its name.
+def _looks_up(module: str) -> bool:
+    """Return whether a module's models call the attention that their settings name, and no more.
 
     Some (Falcon, sparse attention) compare the name with "sdpa" and do something else otherwise.
     """
-    source = sys.modules[kind.__module__]
+    source = sys.modules[module]
     if not hasattr(source, "ALL_ATTENTION_FUNCTIONS") or getattr(source, "__file__", None) is None:
         return False
     return re.search(r'_attn_implementation (==|in) .*"sdpa"', inspect.getsource(source)) is None

@@ -96,7 +96,11 @@ class DPO(Trainer[DPOConfig]):
         self.reference_log_prob = torch.full((2, len(self.rows)), math.nan)
         self.eval_reference = torch.full((2, len(self.eval_rows)), math.nan)
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        self.start(len(self.rows) / per_step, fingerprint(self.rows))
+        self.start(
+            len(self.rows) / per_step,
+            data=fingerprint(self.rows),
+            eval_data=fingerprint(self.eval_rows),
+        )
         self.has_evaluation = bool(self.eval_rows)
 
     @property

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
-from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
+from upslope.language.datasets import Order, Prompt, columns_fingerprint, fingerprint, prompts_of
 from upslope.language.experience import Experience, experience
 from upslope.language.generation import Backend, Sampler, end_tokens, reserved_cache
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
@@ -113,7 +113,13 @@ class GRPO(Trainer[GRPOConfig]):
         self.rollouts = 0
         rollouts_per_epoch = len(self.prompts) / config.prompts_per_rollout
         self.has_evaluation = bool(self.eval_prompts)
-        self.start(rollouts_per_epoch * config.updates_per_rollout, fingerprint(self.prompts))
+        self.start(
+            rollouts_per_epoch * config.updates_per_rollout,
+            data=fingerprint(self.prompts),
+            eval_data=fingerprint(self.eval_prompts),
+            columns=columns_fingerprint(self.prompts + self.eval_prompts),
+            reward_weights=[float(weight) for weight in self.weights],
+        )
 
     def check(self, reference_model: Any) -> None:
         """Raise ArgumentError for arguments that contradict each other."""

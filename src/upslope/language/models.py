@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -201,11 +201,17 @@ class Reference:
 
     def fingerprint(self) -> str:
         """Return a hash of the weights that differ from the policy's, by which resume knows it."""
-        if self.given is not None:
-            tensors: list[Tensor] = [p.detach() for p in self.given.parameters()]
-        else:
-            tensors = self.initial
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.initial if self.given is None else self.given.parameters())
+
+
+def frozen(model: nn.Module) -> str:
+    """Return a hash of the weights that are not trained, which no checkpoint holds."""
+    return fingerprint(p for p in model.parameters() if not p.requires_grad)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Return a hash of the numbers of tensors, in their order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()

@@ -64,7 +64,7 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
     """Take up a checkpoint, or the newest valid one of an output folder.
 
     Raises CheckpointError naming every difference when it is of other settings, weights, data or
-    algorithm, and changes nothing then.
+    algorithm, and changes nothing then. What an older version did not save of them is not compared.
     """
     if (where / "checkpoints").is_dir():
         newest = checkpoint.newest_valid(where / "checkpoints")
@@ -80,7 +80,7 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
     flat = {f"config.{name}": value for name, value in meta["config"].items()}
     flat |= {f"given.{name}": value for name, value in meta["given"].items()}
     now = {f"config.{name}": value for name, value in config_of(trainer).items()}
-    now |= {f"given.{name}": value for name, value in trainer.given.items()}
+    now |= {f"given.{n}": x for n, x in trainer.given.items() if n in meta["given"]}
     checkpoint.check_compatible(
         tensors,
         meta | flat,

@@ -29,6 +29,7 @@ from upslope.language.models import (
     check_switches_off,
     context_length,
     device_of,
+    frozen,
     precision,
     prepare,
     trainable,
@@ -95,13 +96,13 @@ class Trainer(Generic[Config]):
         self.sample: list[Row] = []
         self.has_evaluation = False
 
-    def start(self, steps_per_epoch: float, data: str) -> None:
-        """Finish setting up once the data is known, by its hash, which resume must find again."""
+    def start(self, steps_per_epoch: float, **given: Any) -> None:
+        """Finish setting up once the data is known; `given` is what resume must find again."""
         config = self.config
         epochs = math.ceil(config.num_train_epochs * steps_per_epoch)
         self.total_steps = epochs if config.max_steps < 0 else config.max_steps
         self.optimization = Optimization(trainable(self.model), config, self.total_steps)
-        self.given = {"data": data}
+        self.given = given
         if self.reference is not None:
             self.given["reference"] = self.reference.fingerprint()
 
@@ -148,6 +149,8 @@ class Trainer(Generic[Config]):
         """
         config = self.config
         folder = saving.output_folder(config.output_dir, resuming=bool(resume_from_checkpoint))
+        if folder is not None or resume_from_checkpoint:
+            self.given["frozen"] = frozen(self.model)
         if resume_from_checkpoint:
             if resume_from_checkpoint is True and folder is None:
                 raise RunError("resume_from_checkpoint=True goes on in output_dir, which is None")
