@@ -267,6 +267,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
         (lambda: cases.dpo(tiny.llama(vocab_size=12)), "tokenizer has 20 tokens .*vocabulary 12"),
         (lambda: cases.dpo(tiny.llama().model), "with a head"),
         (lambda: cases.dpo("meta/llama"), "in memory, got 'meta/llama'"),
+        (lambda: cases.dpo(max_length=65), "max_length=65: the model takes at most 64 tokens"),
         (lambda: cases.dpo(tokenizer=None), "tokenizer takes a tokenizer"),
         (lambda: cases.dpo(loss_type="simpo", reference_model=tiny.llama()), "no reference_model"),
     ],
