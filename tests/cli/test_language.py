@@ -50,6 +50,18 @@ def test_dpo_trains_and_overrides_win(place, capsys):
     assert (place / "runs" / "config" / "last" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_the_adapter_of_a_run_is_trained_further(place, capsys):
+    write(place, lora={"r": 2, "target_modules": ["q_proj"]})
+    assert code_of("dpo", "config.toml", "--output-dir", "first", "--quiet") == 0
+    write(place, model="first/last", reference_model="model")
+    assert code_of("dpo", "config.toml", "--output-dir", "second", "--quiet") == 0
+    assert (place / "second" / "last" / "adapter_model.safetensors").exists()
+    write(place, model="first/last", lora={"r": 2})
+    assert code_of("dpo", "config.toml", "--output-dir", "third") == 2
+    assert "the model has an adapter already" in capsys.readouterr().err
+
+
 def test_grpo_trains_and_resumes_by_its_own_configuration(place):
     write(place, rewards=REWARDS, metrics=[{"name": "regex_format", "pattern": "[0-9]+"}])
     options = ("--max-completion-length", "5", "--output-dir", "out", "--quiet")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.language import cases, tiny
 from upslope.errors import ArgumentError, ConfigError, NotFiniteError
-from upslope.language.models import Reference
+from upslope.language.models import Reference, add_adapter
 from upslope.losses.preference import LOSSES
 
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -148,8 +148,6 @@ def test_without_lora_the_reference_is_the_model_as_it_was():
 
 
 def test_an_adapter_that_is_given_belongs_to_the_reference():
-    from upslope.language.models import add_adapter
-
     wrapped = add_adapter(tiny.llama(), LORA)
     for name, p in wrapped.named_parameters():
         if "lora_B" in name:
@@ -161,6 +159,25 @@ def test_an_adapter_that_is_given_belongs_to_the_reference():
     assert isinstance(trainer.reference, Reference)
     with trainer.reference.use() as reference:
         torch.testing.assert_close(reference(input_ids=ids).logits, as_given)
+
+
+def test_an_adapter_that_transformers_loaded_is_trained_further(tmp_path):
+    tiny.llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    run(cases.dpo(base, peft_config=lora, output_dir=str(tmp_path / "out")))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "last")
+    with pytest.raises(ArgumentError, match=r"a gradient: model.set_adapter\(NAME\) has an"):
+        cases.dpo(model)
+    model.set_adapter("default")
+    trainer = cases.dpo(model, output_dir=str(tmp_path / "more"))
+    assert all("lora" in name for name in trainer.optimization.parameters)
+    rows = run(trainer)
+    assert rows[0]["rewards/margins"] == 0
+    assert rows[-1]["rewards/margins"] > 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "more" / "last")
+    ids = torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("peft", [None, LORA], ids=["whole", "lora"])
@@ -282,6 +299,8 @@ def test_the_model_itself_is_no_reference():
     model = tiny.llama()
     with pytest.raises(ArgumentError, match="reference_model is the model itself"):
         cases.dpo(model, model)
+    with pytest.raises(ArgumentError, match="reference_model is the model itself"):
+        cases.dpo(add_adapter(model, LORA), model)
 
 
 def test_no_pad_token_is_reported_and_changes_nothing(capsys):

@@ -173,6 +173,8 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
                 )
         except (OSError, ValueError) as error:
             raise ConfigError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        if hasattr(found, "peft_config"):  # an adapter, which was loaded to be used, not trained
+            found.set_adapter(found.active_adapters())
         return found.to(options.device)
 
     peft_config = None if lora is None else lora_config(lora)

@@ -21,7 +21,7 @@ from upslope.language.requirements import need
 
 def unwrapped(model: Any) -> Any:
     """Return the model of transformers, its adapters in place, without peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def backbone(model: Any) -> Any:

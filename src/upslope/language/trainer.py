@@ -34,6 +34,7 @@ from upslope.language.models import (
     prepare,
     trainable,
     training,
+    unwrapped,
 )
 from upslope.language.optimization import Optimization
 from upslope.language.records import Records
@@ -70,7 +71,7 @@ class Trainer(Generic[Config]):
         check_model(model, tokenizer)
         if reference_model is not None:
             check_model(reference_model, tokenizer)
-            if reference_model is model:
+            if unwrapped(reference_model) is unwrapped(model):
                 raise ArgumentError(
                     "reference_model is the model itself, which is trained: leave it out, and the "
                     "reference is the model as it was given"
@@ -81,7 +82,9 @@ class Trainer(Generic[Config]):
         self.model = model if peft_config is None else add_adapter(model, peft_config)
         prepare(self.model, gradient_checkpointing=self.config.gradient_checkpointing)
         if not trainable(self.model):
-            raise ArgumentError("no parameter of the model requires a gradient")
+            loaded = hasattr(model, "peft_config")
+            how = ": model.set_adapter(NAME) has an adapter trained" if loaded else ""
+            raise ArgumentError(f"no parameter of the model requires a gradient{how}")
         if tokenizer.pad_token_id is None:
             self.say("the tokenizer has no pad token: none is needed, lengths say what counts")
         self.reference = (
