@@ -145,6 +145,25 @@ def test_dynamic_sampling_fills_the_batch_with_live_groups():
     assert len(few.experience.advantage) == 16
 
 
+def test_a_backend_may_return_completions_of_other_widths_at_each_call():
+    sampler = cases.grpo().backend
+
+    def narrow(prompts, group_size, draws) -> Completions:
+        made = sampler(prompts, group_size, draws)
+        width = int(made.length.max())
+        widths.append(width)
+        return Completions(made.ids[:, :width], made.length, made.ended, made.log_prob[:, :width])
+
+    widths: list[int] = []
+    settings = {"eval_dataset": cases.SUMS, "per_device_eval_batch_size": 1}
+    settings |= {"dynamic_sampling": True, "reward_funcs": by_prompt}
+    settings |= {"max_steps": 1, "learning_rate": 0.0}
+    (found,) = run(cases.grpo(backend=narrow, **settings))
+    (expected,) = run(cases.grpo(**settings))
+    assert len(set(widths)) > 1
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
 def test_weights_and_metrics_of_reward_functions():
     def one(completions):
         return [1.0] * len(completions)

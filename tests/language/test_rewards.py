@@ -104,6 +104,8 @@ def test_exact_match():
         (r"\boxed{12} of 99", 12),
         (r"\boxed{\frac{1}{3}}", Fraction(1, 3)),
         ("1/0", None),
+        ("1" * 5000, None),
+        ("1/" + "1" * 5000, None),
         ("none", None),
         ("", None),
     ],
@@ -115,6 +117,7 @@ def test_the_number_in_a_text(text, number):
 def test_math_answer():
     found = rewards.math_answer(["it is 0.50", "2", "no", "1"], ["1/2", "3", "3", "unknown"])
     assert found == [1, 0, 0, None]
+    assert rewards.math_answer(["1" * 5000, "2"], ["3", "2"]) == [0, 1]
 
 
 def test_the_ones_that_are_made():

@@ -109,7 +109,7 @@ class DPO(Trainer[DPOConfig]):
         return self.config.loss_type not in WITHOUT_REFERENCE
 
     def longest_row(self) -> int | None:
-        """Return how many tokens a row may have; raises ConfigError for more than the model takes."""
+        """Return how many tokens a row may have; refuses more than the model takes."""
         context, asked = self.longest(), self.config.max_length
         if context is not None and asked is not None and asked > context:
             raise ConfigError(f"max_length={asked}: the model takes at most {context} tokens")

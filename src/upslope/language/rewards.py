@@ -158,9 +158,10 @@ def number_in(text: str) -> Fraction | None:
         return None
     plain = re.sub(r"[,\s%]", "", numbers[-1])
     above, _, below = plain.partition("/")
-    if below and int(below) == 0:
+    try:
+        value = Fraction(above) / (int(below) if below else 1)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, or n/0
         return None
-    value = Fraction(above) / (int(below) if below else 1)
     return value / 100 if numbers[-1].endswith("%") else value
 
 
