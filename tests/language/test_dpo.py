@@ -285,6 +285,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
         (lambda: cases.dpo(tiny.llama().model), "with a head"),
         (lambda: cases.dpo("meta/llama"), "in memory, got 'meta/llama'"),
         (lambda: cases.dpo(max_length=65), "max_length=65: the model takes at most 64 tokens"),
+        (lambda: cases.dpo(peft_config={"r": 8}), "peft_config takes an adapter .*, got dict"),
+        (
+            lambda: cases.dpo(peft_config=LoraConfig(target_modules=["q"])),
+            "peft_config does not fit the model: Target modules {'q'} not found",
+        ),
+        (
+            lambda: cases.dpo(peft_config=LoraConfig(r=0, target_modules=["q_proj"])),
+            "peft_config does not fit the model: `r` should be",
+        ),
+        (
+            lambda: cases.dpo(peft_config=LoraConfig(r="16", target_modules=["q_proj"])),
+            "peft_config does not fit the model: ",
+        ),
         (lambda: cases.dpo(tokenizer=None), "tokenizer takes a tokenizer"),
         (lambda: cases.dpo(loss_type="simpo", reference_model=tiny.llama()), "no reference_model"),
     ],
@@ -301,6 +314,14 @@ def test_the_model_itself_is_no_reference():
         cases.dpo(model, model)
     with pytest.raises(ArgumentError, match="reference_model is the model itself"):
         cases.dpo(add_adapter(model, LORA), model)
+
+
+def test_a_reference_shares_no_weight_that_is_trained():
+    model, other = tiny.llama(), tiny.llama()
+    other.lm_head = model.lm_head
+    with pytest.raises(ArgumentError, match="reference_model shares weights with the model"):
+        cases.dpo(model, other)
+    assert cases.dpo(model, other, peft_config=LORA).reference is not None
 
 
 def test_no_pad_token_is_reported_and_changes_nothing(capsys):

@@ -53,6 +53,14 @@ def text(completions):
     return ["good", 0.0]
 
 
+def endless(completions):
+    return [0.0, 10**5000]
+
+
+def too_large(completions):
+    return [1e39, 0.0]
+
+
 def too_few(completions):
     return [1.0]
 
@@ -68,6 +76,8 @@ def no_list(completions):
         (no_number, r"'no_number' returned nan, which is no finite number, .*'2\+2='"),
         (infinite, r"'infinite' returned inf, .*'1\+1='"),
         (text, r"'text' returned 'good', .*'1\+1='"),
+        (endless, r"'endless' returned inf, which is no finite number, .*'2\+2='"),
+        (too_large, r"'too_large' returned 1e\+39, .*'1\+1='"),
         (too_few, r"'too_few' returned 1 values for 2 completions; .*'1\+1='"),
         (no_list, r"'no_list' raised TypeError: .*'1\+1='"),
     ],

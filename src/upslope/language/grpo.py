@@ -94,8 +94,8 @@ class GRPO(Trainer[GRPOConfig]):
             settings=settings,
         )
         config = self.config
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        self.metric_funcs = list(metric_funcs)
+        self.reward_funcs = rewards.listed(reward_funcs, "reward_funcs")
+        self.metric_funcs = rewards.listed(metric_funcs, "metric_funcs")
         self.weights = [1.0] * len(self.reward_funcs) if reward_weights is None else reward_weights
         self.own_backend = backend
         self.check(reference_model)
@@ -124,13 +124,9 @@ class GRPO(Trainer[GRPOConfig]):
     def check(self, reference_model: Any) -> None:
         """Raise ArgumentError for arguments that contradict each other."""
         self.config.check()
-        if not self.reward_funcs or not all(map(callable, self.reward_funcs + self.metric_funcs)):
-            raise ArgumentError("reward_funcs and metric_funcs take functions, reward_funcs one")
-        if len(self.weights) != len(self.reward_funcs):
-            raise ArgumentError(
-                f"reward_weights takes a number for each of the {len(self.reward_funcs)} reward "
-                f"functions, got {len(self.weights)}"
-            )
+        if not self.reward_funcs:
+            raise ArgumentError("reward_funcs takes at least one function")
+        rewards.check_weights(self.weights, len(self.reward_funcs))
         if reference_model is not None and not self.needs_reference:
             raise ArgumentError("reference_model is read only where beta is above 0")
         if self.own_backend is None:

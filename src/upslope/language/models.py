@@ -50,6 +50,12 @@ def trainable(model: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def shared(model: nn.Module, other: nn.Module) -> bool:
+    """Return whether trained weights of a model are another's too."""
+    trained = {p.data_ptr() for p in trainable(model).values()}
+    return any(p.data_ptr() in trained for p in other.parameters())
+
+
 def check_model(model: Any, tokenizer: Any) -> None:
     """Raise ArgumentError for what is no causal language model, or not this tokenizer's."""
     if not isinstance(model, nn.Module) or not hasattr(unwrapped(model), "get_output_embeddings"):
@@ -94,14 +100,17 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     peft = need("peft")
     if hasattr(model, "peft_config"):
         raise ArgumentError("the model has an adapter already: give it without peft_config")
-    if getattr(peft_config, "is_prompt_learning", False):
+    if not isinstance(peft_config, peft.PeftConfig) or peft_config.is_prompt_learning:
         raise ArgumentError(
             f"peft_config takes an adapter within the layers, such as LoraConfig, got "
             f"{type(peft_config).__name__}"
         )
     with warnings.catch_warnings():  # peft asks transformers for a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)
-        return peft.get_peft_model(model, peft_config)
+        try:
+            return peft.get_peft_model(model, peft_config)
+        except (TypeError, ValueError) as error:  # no such layers, no such rank
+            raise ArgumentError(f"peft_config does not fit the model: {error}") from error
 
 
 def check_switches_off(peft_config: Any) -> None:

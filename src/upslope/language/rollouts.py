@@ -168,14 +168,19 @@ def summary(trainer: GRPO, found: Scored) -> dict[str, float]:
         ("reward", trainer.reward_funcs, found.scores),
         ("metric", trainer.metric_funcs, found.metrics),
     ):
-        for k, function in enumerate(functions):
-            told[f"{prefix}/{rewards.name_of(function)}"] = float(values[:, k].nanmean())
+        for k, name in enumerate(rewards.names_of(functions)):
+            told[f"{prefix}/{name}"] = float(values[:, k].nanmean())
     return told
+
+
+SHOWN = ("step", "prompt", "completion", "reward", "advantage")
+"""What a completion is shown with, beside the rewards of each function."""
 
 
 def shown(trainer: GRPO, found: Scored, made: Experience) -> list[dict[str, Any]]:
     """Return a few completions for people: prompt, completion, rewards, advantage."""
-    names = [rewards.name_of(function) for function in trainer.reward_funcs]
+    names = rewards.names_of(trainer.reward_funcs)
+    names = [f"reward/{name}" if name in SHOWN else name for name in names]
     rows = []
     for k in range(min(trainer.config.num_completions_to_print, len(found.texts))):
         scores = [None if math.isnan(x) else x for x in found.scores[k].tolist()]

@@ -32,6 +32,7 @@ from upslope.language.models import (
     frozen,
     precision,
     prepare,
+    shared,
     trainable,
     training,
     unwrapped,
@@ -85,6 +86,8 @@ class Trainer(Generic[Config]):
             loaded = hasattr(model, "peft_config")
             how = ": model.set_adapter(NAME) has an adapter trained" if loaded else ""
             raise ArgumentError(f"no parameter of the model requires a gradient{how}")
+        if reference_model is not None and shared(self.model, reference_model):
+            raise ArgumentError("reference_model shares weights with the model, which are trained")
         if tokenizer.pad_token_id is None:
             self.say("the tokenizer has no pad token: none is needed, lengths say what counts")
         self.reference = (
