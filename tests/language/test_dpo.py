@@ -96,6 +96,25 @@ def test_gradient_checkpointing_changes_nothing(name):
         torch.testing.assert_close(found[1][parameter], found[0][parameter], rtol=1e-5, atol=1e-7)
 
 
+def test_dropout_stays_off_where_someone_turns_it_on():
+    """A callback in the model, whoever made the reference in that."""
+    found = []
+    for on in (False, True):
+        model, reference = (tiny.gpt2(resid_pdrop=0.3).train(on) for _ in range(2))
+        trainer = cases.dpo(model, reference)
+        rows: list[float] = []
+
+        def callback(trainer, metrics, on=on, rows=rows) -> None:
+            trainer.model.train(on)
+            rows.append(metrics["loss"])
+
+        trainer.train(callback)
+        found.append(rows)
+        assert reference.training == on
+    assert found[0] == found[1]
+    assert found[0][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_with_lora_the_reference_is_the_model_as_given():
     given = cases.weights(cases.dpo())
     trainer = cases.dpo(peft_config=LORA)

@@ -145,7 +145,11 @@ def prepare(model: Any, *, gradient_checkpointing: bool) -> None:
 
 @contextlib.contextmanager
 def training(model: Any) -> Iterator[None]:
-    """Within, layers that can recompute their activations do; they ask `training` for that."""
+    """Within, layers that can recompute their activations do; they ask `training` for that.
+
+    Dropout is off, also where the model was put into training mode in the meantime.
+    """
+    model.eval()
     layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for layer in layers:
         layer.training = True  # the layer alone: what is inside it, dropout too, stays off
@@ -192,7 +196,8 @@ class Reference:
         """Give the reference model, without gradients."""
         with torch.no_grad():
             if self.given is not None:
-                yield self.given
+                with evaluating(self.given):
+                    yield self.given
             elif self.own_adapter:
                 with self.model.disable_adapter():
                     yield self.model
