@@ -83,6 +83,13 @@ def test_what_is_sampled_has_the_log_probs_of_each_row_alone(kind):
             torch.testing.assert_close(made.log_prob[k, : len(answer)], expected, atol=1e-5, rtol=0)
 
 
+def test_capped_logits_are_refused_while_they_are_small():
+    settings = {"head_dim": 8, "query_pre_attn_scalar": 8, "initializer_range": 0.02, **SHARED}
+    with pytest.raises(ArgumentError, match="Gemma2ForCausalLM changes its logits after its head"):
+        cases.grpo(make("Gemma2", **settings))
+    assert cases.grpo(make("Gemma2", final_logit_softcapping=None, **settings)).step == 0
+
+
 def test_a_recurrent_model_is_refused_before_anything_is_sampled():
     model = make("Mamba", state_size=4)
     with pytest.raises(ArgumentError, match="MambaForCausalLM has layers that keep a recurrent"):
