@@ -50,6 +50,18 @@ def test_dpo_trains_and_overrides_win(place, capsys):
     assert (place / "runs" / "config" / "last" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_the_adapter_of_a_run_is_trained_further(place, capsys):
+    write(place, lora={"r": 2, "target_modules": ["q_proj"]})
+    assert code_of("dpo", "config.toml", "--output-dir", "first", "--quiet") == 0
+    write(place, model="first/last", reference_model="model")
+    assert code_of("dpo", "config.toml", "--output-dir", "second", "--quiet") == 0
+    assert (place / "second" / "last" / "adapter_model.safetensors").exists()
+    write(place, model="first/last", lora={"r": 2})
+    assert code_of("dpo", "config.toml", "--output-dir", "third") == 2
+    assert "the model has an adapter already" in capsys.readouterr().err
+
+
 def test_grpo_trains_and_resumes_by_its_own_configuration(place):
     write(place, rewards=REWARDS, metrics=[{"name": "regex_format", "pattern": "[0-9]+"}])
     options = ("--max-completion-length", "5", "--output-dir", "out", "--quiet")
@@ -90,6 +102,13 @@ def test_a_module_is_imported_only_when_that_is_allowed(place, capsys):
         ({"rewards": REWARDS, "train_dataset": "no.jsonl"}, "no.jsonl cannot be read"),
         ({"rewards": REWARDS, "model": ""}, "says no model"),
         ({"rewards": REWARDS, "lora": {"rank": 3}}, "[lora]: "),
+        ({"rewards": REWARDS, "lora": {"target_modules": ["q"]}}, "Target modules {'q'} not found"),
+        ({"rewards": REWARDS, "lora": {"r": 0}}, "peft_config does not fit the model: `r` should"),
+        ({"rewards": REWARDS, "lora": {"r": "16"}}, "peft_config does not fit the model: "),
+        ({"rewards": REWARDS, "device": "gpu"}, "device='gpu' is none: "),
+        ({"rewards": [REWARDS[0] | {"weight": "high"}]}, "reward_weights takes finite numbers"),
+        ({"rewards": [REWARDS[0] | {"weight": [1]}]}, "reward_weights takes finite numbers"),
+        ({"rewards": [REWARDS[0] | {"weight": float("nan")}]}, "reward_weights takes finite numb"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_a_sentence(place, capsys, more, said):
@@ -99,6 +118,38 @@ def test_what_is_wrong_with_a_file_is_said_in_a_sentence(place, capsys, more, sa
     assert said in err
     assert err.startswith("upslope: ")
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("broken", {}, "reward 'broken:judge' cannot be made: ZeroDivisionError: division by zero"),
+        ("made", {"wrong": 3}, "reward 'made:judge' cannot be made: TypeError: judge() got an"),
+        ("no_such", {}, "reward 'no_such:judge' cannot be made: ModuleNotFoundError"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_of_ones_own_is_said(place, capsys, name, settings, said):
+    (place / "broken.py").write_text("1 / 0\n")
+    (place / "made.py").write_text("def judge(right):\n    return lambda completions: []\n")
+    write(place, rewards=[{"name": f"{name}:judge", **settings}])
+    assert code_of("grpo", "config.toml", "--allow-import") == 2
+    assert said in capsys.readouterr().err
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_folder_that_is_damaged_is_named(place, capsys, file):
+    damaged = {
+        "model.safetensors": (place / "model" / "model.safetensors").read_bytes()[:-100],
+        "tokenizer.json": b'{"version": "1.0"}',
+        "config.json": (place / "model" / "config.json").read_bytes().replace(b"16", b"32"),
+    }
+    (place / "model" / file).write_bytes(damaged[file])
+    write(place)
+    assert code_of("dpo", "config.toml") == 2
+    err = capsys.readouterr().err
+    assert f"upslope: {'tokenizer' if file.startswith('t') else 'model'} 'model' cannot be" in err
 
 
 def test_a_file_that_is_none(place, capsys):

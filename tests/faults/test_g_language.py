@@ -26,6 +26,7 @@ GRPO: dict[str, Any] = {
     "save_steps": 1,
 }
 DPO: dict[str, Any] = {"max_steps": 8, "save_steps": 1, "eval_steps": 3}
+DPO |= {"eval_dataset": cases.SUMS[:5]}
 
 
 def grpo(folder: Path, **more: Any) -> us.GRPO:
@@ -33,7 +34,7 @@ def grpo(folder: Path, **more: Any) -> us.GRPO:
 
 
 def dpo(folder: Path, **more: Any) -> us.DPO:
-    return cases.dpo(output_dir=str(folder), eval_dataset=cases.SUMS[:5], **DPO | more)
+    return cases.dpo(output_dir=str(folder), **DPO | more)
 
 
 # ---- G1 ------------------------------------------------------------------------------------------
@@ -144,6 +145,24 @@ def test_g3_lora_resumes_to_the_same_weights(tmp_path):
     assert cases.same(cases.weights(resumed), cases.weights(whole))
 
 
+def test_g3_a_gradient_that_is_never_clipped_is_saved_and_resumed(tmp_path):
+    whole = dpo(tmp_path / "whole", max_grad_norm=math.inf).train()
+    dpo(tmp_path / "out", max_grad_norm=math.inf).train(lambda trainer, metrics: trainer.step < 2)
+    resumed = dpo(tmp_path / "out", max_grad_norm=math.inf).train(resume_from_checkpoint=True)
+    assert cases.same(cases.weights(resumed), cases.weights(whole))
+    with pytest.raises(CheckpointError, match=r"max_grad_norm: 'inf' in the .* expected 1\.0"):
+        dpo(tmp_path / "out").train(resume_from_checkpoint=True)
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, monkeypatch):
+    trainer = dpo(tmp_path / "out")
+    evaluate = trainer.evaluate
+    told = iter([math.nan, 0.5, math.nan])
+    monkeypatch.setattr(trainer, "evaluate", lambda: evaluate() | {"eval_loss": next(told)})
+    trainer.train()
+    assert trainer.best == {"step": 6, "value": 0.5}
+
+
 def test_g3_a_damaged_checkpoint_is_said_and_the_one_before_it_used(tmp_path, capsys):
     whole = grpo(tmp_path / "whole").train()
     grpo(tmp_path / "out").train(lambda trainer, metrics: trainer.step < 4)
@@ -170,6 +189,56 @@ def test_g3_another_run_is_refused_with_its_differences(change, said, tmp_path):
     grpo(tmp_path, max_steps=2).train()
     with pytest.raises(CheckpointError, match=said):
         grpo(tmp_path, max_steps=2, **change).train(resume_from_checkpoint=True)
+
+
+def frozen(seed: int) -> Any:
+    """A model of which a layer is trained that is the same for every seed."""
+    model = tiny.llama(seed=seed)
+    for name, p in model.named_parameters():
+        p.requires_grad = name == "model.norm.weight"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "begun", "change", "said"),
+    [
+        (dpo, {}, {"eval_dataset": cases.SUMS[5:10]}, "given.eval_data: "),
+        (grpo, {}, {"eval_dataset": cases.SUMS[:3]}, "given.eval_data: "),
+        (grpo, {}, {"reward_weights": [2.0]}, r"given.reward_weights: \[1.0\] in the"),
+        (
+            grpo,
+            {},
+            {"train_dataset": [row | {"chosen": "1"} for row in cases.SUMS]},
+            r"1 difference:\n  - given.columns: ",
+        ),
+        (dpo, {"model": frozen(0)}, {"model": frozen(9)}, r"1 difference:\n  - given.frozen: "),
+    ],
+)
+def test_g3_what_no_checkpoint_holds_is_known_again(make, begun, change, said, tmp_path):
+    make(tmp_path, max_steps=2, **begun).train()
+    with pytest.raises(CheckpointError, match=said):
+        make(tmp_path, max_steps=2, **change).train(resume_from_checkpoint=True)
+
+
+def test_g3_another_model_beneath_an_adapter_is_refused(tmp_path):
+    from peft import LoraConfig
+
+    def make(seed: int) -> us.DPO:
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        return dpo(tmp_path, model=tiny.llama(seed=seed), peft_config=config, max_steps=2)
+
+    make(0).train()
+    with pytest.raises(CheckpointError, match=r"1 difference:\n  - given.frozen: "):
+        make(9).train(resume_from_checkpoint=True)
+
+
+def test_g3_a_checkpoint_that_says_less_of_what_was_given_is_gone_on_with(tmp_path, monkeypatch):
+    started = grpo(tmp_path)
+    started.given = {name: started.given[name] for name in ("data", "reference")}
+    with monkeypatch.context() as before:
+        before.setattr("upslope.language.trainer.frozen", lambda model: None)
+        started.train(lambda trainer, metrics: trainer.given.pop("frozen", None) and False)
+    assert grpo(tmp_path).train(resume_from_checkpoint=True).step == GRPO["max_steps"]
 
 
 def test_g3_a_run_is_not_overwritten(tmp_path):

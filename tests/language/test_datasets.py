@@ -94,11 +94,32 @@ def test_every_source_gives_the_same_rows(tmp_path):
             "row 1: its 'chosen' is empty",
         ),
         ("1+1=2", "row 1: it is no dictionary but str"),
+        (GOOD | {"chosen": 4}, "row 1: its 'chosen' takes text or a list of messages, got 4"),
+        (GOOD | {"prompt": 22}, "row 1: its 'prompt' takes text or a list of messages, got 22"),
+        (GOOD | {"prompt": True}, "row 1: its 'prompt' takes text or a list of messages"),
+        (GOOD | {"rejected": ["3"]}, r"row 1: its 'rejected' takes .* got \['3'\]"),
+        (GOOD | {"chosen": {"role": "a", "content": "2"}}, "row 1: its 'chosen' takes text or a"),
+        (GOOD | {"chosen": [{"role": "a", "content": "2"}]}, "row 1: it holds text and messages"),
+        (GOOD | {"prompt": [{"role": "u", "content": "1"}]}, "row 1: it holds text and messages"),
+        (GOOD | {"prompt": [{"role": "u"}]}, "row 1: its 'prompt' has no role or content in {"),
+        (GOOD | {"prompt": [{"content": "1"}]}, "row 1: its 'prompt' has no role or content in {"),
+        (GOOD | {"chosen": "\ud83d"}, "row 1: it holds what is no character of Unicode"),
+        (GOOD | {"prompt": "\ud83d"}, "row 1: it holds what is no character of Unicode"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(row, said):
     with pytest.raises(ArgumentError, match=said):
         preferences_of([GOOD, row], tiny.tokenizer(), 20)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('roles alternate') }}", "{{ messages[3].content.x }}"]
+)
+def test_a_template_that_refuses_messages_is_named_with_the_row(template):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ArgumentError, match="row 0: the chat template does not take its messages"):
+        prompts_of([{"prompt": [{"role": "user", "content": "1"}]}], tokenizer)
 
 
 def test_all_wrong_rows_are_counted_and_the_first_named():

@@ -88,6 +88,8 @@ def test_top_k_and_top_p_by_hand():
     torch.testing.assert_close(
         log_distribution(logits, 1.0, 2, 1.0).exp(), torch.tensor([[0.625, 0.375, 0, 0]])
     )
+    alike = log_distribution(torch.zeros(1, 4), 1.0, 2, 1.0).exp()
+    assert sorted(alike[0].tolist()) == [0, 0, 0.5, 0.5]
     for top_p, kept in ((0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4), (0.0, 1)):
         p = log_distribution(logits, 1.0, 0, top_p).exp()
         assert (p > 0).sum() == kept

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import upslope as us
 from tests.language import cases, tiny
 from upslope.errors import ArgumentError, NotFiniteError
-from upslope.language import rollouts
+from upslope.language import rewards, rollouts
 from upslope.language.generation import Completions
 from upslope.language.grpo import HEADLINE
 from upslope.language.optimization import of_parts
@@ -145,6 +145,25 @@ def test_dynamic_sampling_fills_the_batch_with_live_groups():
     assert len(few.experience.advantage) == 16
 
 
+def test_a_backend_may_return_completions_of_other_widths_at_each_call():
+    sampler = cases.grpo().backend
+
+    def narrow(prompts, group_size, draws) -> Completions:
+        made = sampler(prompts, group_size, draws)
+        width = int(made.length.max())
+        widths.append(width)
+        return Completions(made.ids[:, :width], made.length, made.ended, made.log_prob[:, :width])
+
+    widths: list[int] = []
+    settings = {"eval_dataset": cases.SUMS, "per_device_eval_batch_size": 1}
+    settings |= {"dynamic_sampling": True, "reward_funcs": by_prompt}
+    settings |= {"max_steps": 1, "learning_rate": 0.0}
+    (found,) = run(cases.grpo(backend=narrow, **settings))
+    (expected,) = run(cases.grpo(**settings))
+    assert len(set(widths)) > 1
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
 def test_weights_and_metrics_of_reward_functions():
     def one(completions):
         return [1.0] * len(completions)
@@ -162,6 +181,25 @@ def test_weights_and_metrics_of_reward_functions():
     assert row["reward/one"] == 1
     assert row["metric/true"] == 7
     assert 2 <= row["reward"] <= 2 + 0.5 * row["reward/length"]
+
+
+def test_rewards_of_one_name_are_all_kept(tmp_path):
+    def reward(completions):
+        return [3.0] * len(completions)
+
+    functions = [rewards.regex_format(pattern) for pattern in (".*", "x")]
+    trainer = cases.grpo(
+        reward_funcs=[*functions, reward],
+        metric_funcs=[reward, reward],
+        max_steps=1,
+        output_dir=str(tmp_path),
+    )
+    (row,) = run(trainer)
+    assert [row[f"reward/{n}"] for n in ("regex_format", "regex_format_2", "reward")] == [1, 0, 3]
+    assert row["metric/reward_2"] == 3
+    line = json.loads((tmp_path / "completions.jsonl").read_text().splitlines()[0])
+    names = ("regex_format", "regex_format_2", "reward/reward", "reward")
+    assert [line[name] for name in names] == [1, 0, 3, 4]
 
 
 def test_overlong_masking_leaves_out_what_was_cut_off():
@@ -310,11 +348,25 @@ def test_evaluation_and_logging_do_not_change_training(tmp_path):
         ),
         ({"temperature": 0.0}, "temperature=0.0: "),
         ({"reward_weights": [1.0, 2.0]}, "a number for each of the 1 reward functions, got 2"),
-        ({"reward_funcs": []}, "reward_funcs and metric_funcs take functions"),
+        ({"reward_weights": ["a"]}, r"reward_weights takes finite numbers, got \['a'\]"),
+        ({"reward_weights": [math.nan]}, "reward_weights takes finite numbers"),
+        ({"reward_weights": 2.0}, "reward_weights takes finite numbers, got 2.0"),
+        ({"reward_funcs": []}, "reward_funcs takes at least one function"),
+        ({"reward_funcs": None}, "reward_funcs takes functions, got None"),
+        ({"reward_funcs": [max]}, "takes functions that say what they take, which <built-in"),
+        ({"metric_funcs": [3]}, r"metric_funcs takes functions, got \[3\]"),
         ({"kl": "k4"}, "kl='k4': kl takes one of 'unbiased'"),
         ({"max_completion_length": 61}, "row 0: its prompt has 4 tokens, and there is room for 3"),
         ({"train_dataset": [{"prompt": ""}]}, "row 0: its prompt is empty"),
         ({"train_dataset": [{"question": "1"}]}, "row 0: it has no 'prompt'"),
+        (
+            {"train_dataset": [{"prompt": "1"}, {"prompt": "2", "completions": "3"}]},
+            "train_dataset has the column 'completions', under which reward functions get what",
+        ),
+        (
+            {"eval_dataset": [{"prompt": "1", "completion_ids": [3]}]},
+            "eval_dataset has the column 'completion_ids'",
+        ),
     ],
 )
 def test_what_it_cannot_take_is_said(settings, said):

@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "Mixtral": SHAPE | SHARED | {"num_local_experts": 4},
     "GPTNeoX": SHAPE,
     "OPT": SHAPE | {"ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.3},
+    "Falcon": SHAPE | {"hidden_size": 64},  # asks whether its attention is called sdpa
     "Bloom": SHAPE | {"n_layer": 2, "n_head": 4},  # positions as a bias that grows with distance
 }
 PROMPTS = [[3, 4, 5, 6], [7, 8], [3, 4, 5, 6], [7, 8], [7, 8, 9]]
@@ -80,6 +81,13 @@ def test_what_is_sampled_has_the_log_probs_of_each_row_alone(kind):
         for k, answer in enumerate(made.lists()):
             expected = alone(model, PROMPTS[k // 4], answer)
             torch.testing.assert_close(made.log_prob[k, : len(answer)], expected, atol=1e-5, rtol=0)
+
+
+def test_capped_logits_are_refused_while_they_are_small():
+    settings = {"head_dim": 8, "query_pre_attn_scalar": 8, "initializer_range": 0.02, **SHARED}
+    with pytest.raises(ArgumentError, match="Gemma2ForCausalLM changes its logits after its head"):
+        cases.grpo(make("Gemma2", **settings))
+    assert cases.grpo(make("Gemma2", final_logit_softcapping=None, **settings)).step == 0
 
 
 def test_a_recurrent_model_is_refused_before_anything_is_sampled():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.language import test_models as models
 from tests.language import tiny
 from upslope.language.logprobs import token_log_probs
 from upslope.language.models import backbone, prepare
@@ -38,6 +39,19 @@ def test_values_and_gradients_are_those_of_whole_rows(name, prompts, temperature
     found = gradients(model, [shared.log_prob], direction)
     for parameter, gradient in expected.items():
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [tiny.gpt2(context=12), models.make("OPT", max_position_embeddings=12)],
+    ids=["gpt2", "opt"],
+)
+def test_a_long_prompt_beside_a_long_completion_stays_in_the_context(model):
+    """Each row fits, and so do the positions of its padding: there are as many as tokens."""
+    rows = right_padded([[3] * 10, [4, 5]] * 2, [[6, 1], [7] * 10, [8, 1], [9] * 9])
+    whole = token_log_probs(model, rows.ids, rows.mask, rows.selected)
+    shared = completion_log_probs(model, rows)
+    torch.testing.assert_close(shared.log_prob, whole.log_prob, rtol=1e-5, atol=1e-5)
 
 
 def test_prompts_that_differ():

@@ -53,6 +53,14 @@ def text(completions):
     return ["good", 0.0]
 
 
+def endless(completions):
+    return [0.0, 10**5000]
+
+
+def too_large(completions):
+    return [1e39, 0.0]
+
+
 def too_few(completions):
     return [1.0]
 
@@ -68,6 +76,8 @@ def no_list(completions):
         (no_number, r"'no_number' returned nan, which is no finite number, .*'2\+2='"),
         (infinite, r"'infinite' returned inf, .*'1\+1='"),
         (text, r"'text' returned 'good', .*'1\+1='"),
+        (endless, r"'endless' returned inf, which is no finite number, .*'2\+2='"),
+        (too_large, r"'too_large' returned 1e\+39, .*'1\+1='"),
         (too_few, r"'too_few' returned 1 values for 2 completions; .*'1\+1='"),
         (no_list, r"'no_list' raised TypeError: .*'1\+1='"),
     ],
@@ -104,6 +114,8 @@ def test_exact_match():
         (r"\boxed{12} of 99", 12),
         (r"\boxed{\frac{1}{3}}", Fraction(1, 3)),
         ("1/0", None),
+        ("1" * 5000, None),
+        ("1/" + "1" * 5000, None),
         ("none", None),
         ("", None),
     ],
@@ -115,6 +127,7 @@ def test_the_number_in_a_text(text, number):
 def test_math_answer():
     found = rewards.math_answer(["it is 0.50", "2", "no", "1"], ["1/2", "3", "3", "unknown"])
     assert found == [1, 0, 0, None]
+    assert rewards.math_answer(["1" * 5000, "2"], ["3", "2"]) == [0, 1]
 
 
 def test_the_ones_that_are_made():

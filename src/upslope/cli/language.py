@@ -164,6 +164,10 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
     transformers, torch = need("transformers"), need("torch")
     if options.dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype={options.dtype!r}: it takes float32 or bfloat16")
+    try:
+        torch.empty(0, device=options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(f"device={options.device!r} is none: {first_line(error)}") from error
 
     def model(name: str) -> Any:
         try:
@@ -171,15 +175,17 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
                 found = transformers.AutoModelForCausalLM.from_pretrained(
                     name, dtype=getattr(torch, options.dtype), use_safetensors=True
                 )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # what is in the folder may be damaged in any way
             raise ConfigError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        if hasattr(found, "peft_config"):  # an adapter, which was loaded to be used, not trained
+            found.set_adapter(found.active_adapters())
         return found.to(options.device)
 
     peft_config = None if lora is None else lora_config(lora)
     where = options.tokenizer or options.model
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         raise ConfigError(f"tokenizer {where!r} cannot be loaded: {first_line(error)}") from error
     held_out = options.eval_dataset
     return {
@@ -205,6 +211,8 @@ def rows(name: str, part: str) -> Any:
 
 def lora_config(settings: Mapping[str, Any]) -> Any:
     """Return peft's configuration of a LoRA adapter."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"[lora] takes a table, got {settings!r}")
     try:
         return need("peft").LoraConfig(task_type="CAUSAL_LM", **settings)
     except (TypeError, ValueError) as error:
@@ -225,7 +233,7 @@ def judges(found: Mapping[str, Any], path: Path, *, allow_import: bool) -> dict[
         raise ConfigError(f"{path} says no [[rewards]]: shipped are {', '.join(rewards.NAMES)}")
     return {
         "reward_funcs": functions("rewards"),
-        "reward_weights": [float(table.get("weight", 1.0)) for table in found["rewards"]],
+        "reward_weights": [table.get("weight", 1.0) for table in found["rewards"]],
         "metric_funcs": functions("metrics"),
     }
 
@@ -239,14 +247,16 @@ def judge(table: Mapping[str, Any], path: Path, *, allow_import: bool) -> reward
         return rewards.shipped(name, **settings)
     if not allow_import:
         raise ConfigError(f"{path} has the module {module!r} imported: --allow-import allows it")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         made = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"reward {name!r} cannot be imported: {error}") from error
+        result: rewards.RewardFunction = made(**settings) if settings else made
+    except Exception as error:  # the user's own code
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"reward {name!r} cannot be made: {what}") from error
     finally:
-        sys.path.pop(0)
-    result: rewards.RewardFunction = made(**settings) if settings else made
+        sys.path.remove(here)
     return result
 
 

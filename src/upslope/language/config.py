@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -94,10 +95,12 @@ def make_config(
             )
         types, takes = KINDS[str(fields[name].type)]
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        low = {**LEAST, **least}.get(name)
-        if low is not None and takes != "text":
-            takes += f" of at least {low:g}"
-            fits = fits and (value is None or (low <= value and not math.isnan(value)))
+        if int in types:
+            low = {**LEAST, **least}.get(name, -math.inf)
+            takes = takes if name in ENDLESS else takes.replace("a number", "a finite number")
+            takes += f" of at least {low:g}" if low > -math.inf else ""
+            takes += f" and below {BELOW[name]:g}" if name in BELOW else ""
+            fits = fits and (value is None or (low <= value and ends(name, value)))
         if name in choices:
             takes = "one of " + ", ".join(repr(choice) for choice in choices[name])
             fits = fits and value in choices[name]
@@ -106,6 +109,16 @@ def make_config(
     return kind(**settings)
 
 
+def ends(name: str, value: float) -> bool:
+    """Return whether a setting is not too large: below its limit, and no infinity without sense."""
+    if name in BELOW:
+        return value < BELOW[name]
+    return abs(value) <= sys.float_info.max or (name in ENDLESS and value == math.inf)
+
+
+ENDLESS = ("max_grad_norm", "epsilon", "epsilon_high")
+"""Settings that take infinity: what they limit has no limit then."""
+BELOW: dict[str, float] = {"adam_beta1": 1, "adam_beta2": 1}
 LEAST: dict[str, float] = {
     "learning_rate": 0,
     "max_steps": -1,

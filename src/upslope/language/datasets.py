@@ -148,13 +148,25 @@ def encoded_prompt(prompt: Any, tokenizer: Any) -> list[int]:
     """Return the token ids of a prompt, text or messages; raises ArgumentError if it is empty."""
     if prompt is None:
         raise ArgumentError("it has no 'prompt'")
-    if isinstance(prompt, str):
-        if not prompt:
-            raise ArgumentError("its prompt is empty")
-        return list(tokenizer(prompt)["input_ids"])
+    kind = kind_of(prompt, "prompt")
     if not prompt:
         raise ArgumentError("its prompt is empty")
+    if kind == "text":
+        return encode_text(prompt, tokenizer, special=True)
     return encode_text(templated(prompt, tokenizer, opening=True), tokenizer)
+
+
+def kind_of(value: Any, column: str) -> str:
+    """Return whether a column holds "text" or "messages"; raises ArgumentError for neither."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) for m in value):
+        raise ArgumentError(f"its {column!r} takes text or a list of messages, got {value!r:.80}")
+    for message in value:
+        said = message.get("content") is not None or message.get("tool_calls")
+        if not isinstance(message.get("role"), str) or not said:
+            raise ArgumentError(f"its {column!r} has no role or content in {message!r:.80}")
+    return "messages"
 
 
 def preference(row: Mapping[str, Any], tokenizer: Any) -> Preference:
@@ -162,9 +174,13 @@ def preference(row: Mapping[str, Any], tokenizer: Any) -> Preference:
     for column in ("chosen", "rejected"):
         if row.get(column) is None:
             raise ArgumentError(f"it has no {column!r}")
+        kind_of(row[column], column)
         if len(row[column]) == 0:
             raise ArgumentError(f"its {column!r} is empty")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    given = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if len({kind_of(value, name) for name, value in given.items() if value}) > 1:
+        raise ArgumentError("it holds text and messages, where all its columns are of one kind")
     if prompt is None:
         prompt, chosen, rejected = without_common_start(chosen, rejected)
     ids = encoded_prompt(prompt, tokenizer)
@@ -201,14 +217,18 @@ def templated(messages: Any, tokenizer: Any, *, opening: bool) -> str:
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=opening
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program, of whoever wrote it
         raise ArgumentError(f"the chat template does not take its messages: {error}") from error
     return text
 
 
-def encode_text(text: str, tokenizer: Any) -> list[int]:
-    """Return the token ids of a text, nothing added."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def encode_text(text: str, tokenizer: Any, *, special: bool = False) -> list[int]:
+    """Return the token ids of a text, with what the tokenizer adds to one if asked."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"it holds what is no character of Unicode: {error}") from None
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def with_end(ids: list[int], tokenizer: Any) -> list[int]:
@@ -231,6 +251,17 @@ def fingerprint(rows: Sequence[Any]) -> str:
     for row in rows:
         ids = row.ids if isinstance(row, Prompt) else (row.prompt, row.chosen, row.rejected)
         digest.update(repr(ids).encode())
+    return digest.hexdigest()
+
+
+def columns_fingerprint(prompts: Sequence[Prompt]) -> str:
+    """Return a hash of what rows hold beside their prompts; of what is no JSON, its type."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        columns = sorted((str(name), x) for name, x in prompt.row.items() if name != "prompt")
+        digest.update(
+            json.dumps(columns, skipkeys=True, default=lambda x: type(x).__name__).encode()
+        )
     return digest.hexdigest()
 
 

@@ -12,15 +12,18 @@ packed weights are a second copy of the layers' for as long as completions are s
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from upslope.built import BUILT
-from upslope.language.models import unwrapped
+from upslope.language.models import backbone, unwrapped
 from upslope.language.requirements import need
 
 if BUILT:
@@ -48,11 +51,23 @@ def decoding(model: Any, bf16: bool) -> Iterator[None]:
                 layer.forward = partial(_linear, _packed(weight, layer.bias), layer.forward)
                 stack.callback(delattr, layer, "forward")
         config = unwrapped(model).config
-        if config._attn_implementation == "sdpa":
+        if config._attn_implementation == "sdpa" and _looks_up(type(backbone(model)).__module__):
             _register()
             config._attn_implementation = NAME
             stack.callback(setattr, config, "_attn_implementation", "sdpa")
         yield
+
+
+@cache
+def _looks_up(module: str) -> bool:
+    """Return whether a module's models call the attention that their settings name, and no more.
+
+    Some (Falcon, sparse attention) compare the name with "sdpa" and do something else otherwise.
+    """
+    source = sys.modules[module]
+    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS") or getattr(source, "__file__", None) is None:
+        return False
+    return re.search(r'_attn_implementation (==|in) .*"sdpa"', inspect.getsource(source)) is None
 
 
 def _weight(layer: nn.Module) -> Tensor | None:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from upslope.errors import ArgumentError
+from upslope.errors import ArgumentError, ConfigError
 from upslope.language.config import TrainingConfig
 from upslope.language.datasets import Order, Preference, fingerprint, preferences_of
 from upslope.language.models import device_of
@@ -87,7 +87,7 @@ class DPO(Trainer[DPOConfig]):
         )
         if not self.needs_reference and reference_model is not None:
             raise ArgumentError(f"loss_type {self.config.loss_type!r} has no reference_model")
-        longest = self.longest() if self.config.max_length is None else self.config.max_length
+        longest = self.longest_row()
         self.rows: list[Preference] = preferences_of(train_dataset, tokenizer, longest)
         self.eval_rows: list[Preference] = []
         if eval_dataset is not None:
@@ -96,13 +96,24 @@ class DPO(Trainer[DPOConfig]):
         self.reference_log_prob = torch.full((2, len(self.rows)), math.nan)
         self.eval_reference = torch.full((2, len(self.eval_rows)), math.nan)
         per_step = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
-        self.start(len(self.rows) / per_step, fingerprint(self.rows))
+        self.start(
+            len(self.rows) / per_step,
+            data=fingerprint(self.rows),
+            eval_data=fingerprint(self.eval_rows),
+        )
         self.has_evaluation = bool(self.eval_rows)
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss has a reference."""
         return self.config.loss_type not in WITHOUT_REFERENCE
+
+    def longest_row(self) -> int | None:
+        """Return how many tokens a row may have; refuses more than the model takes."""
+        context, asked = self.longest(), self.config.max_length
+        if context is not None and asked is not None and asked > context:
+            raise ConfigError(f"max_length={asked}: the model takes at most {context} tokens")
+        return context if asked is None else asked
 
     # -- the loss ------------------------------------------------------------------------------
 

@@ -140,8 +140,8 @@ def log_distribution(logits: Tensor, temperature: float, top_k: int, top_p: floa
     if temperature not in (0, 1):
         logits = logits / temperature
     if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        best = logits.topk(min(top_k, logits.shape[-1]), -1)  # no more than k, where some are equal
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         p = ordered.softmax(-1)

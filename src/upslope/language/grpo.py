@@ -26,7 +26,7 @@ from torch import Tensor
 
 from upslope.errors import ArgumentError
 from upslope.language import rewards, rollouts
-from upslope.language.datasets import Order, Prompt, fingerprint, prompts_of
+from upslope.language.datasets import Order, Prompt, columns_fingerprint, fingerprint, prompts_of
 from upslope.language.experience import Experience, experience
 from upslope.language.generation import Backend, Sampler, end_tokens, reserved_cache
 from upslope.language.grpo_config import CHOICES, LEAST, GRPOConfig
@@ -94,8 +94,8 @@ class GRPO(Trainer[GRPOConfig]):
             settings=settings,
         )
         config = self.config
-        self.reward_funcs = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-        self.metric_funcs = list(metric_funcs)
+        self.reward_funcs = rewards.listed(reward_funcs, "reward_funcs")
+        self.metric_funcs = rewards.listed(metric_funcs, "metric_funcs")
         self.weights = [1.0] * len(self.reward_funcs) if reward_weights is None else reward_weights
         self.own_backend = backend
         self.check(reference_model)
@@ -104,6 +104,8 @@ class GRPO(Trainer[GRPOConfig]):
         self.eval_prompts: list[Prompt] = []
         if eval_dataset is not None:
             self.eval_prompts = prompts_of(eval_dataset, tokenizer, longest, "eval_dataset")
+        for found, name in ((self.prompts, "train_dataset"), (self.eval_prompts, "eval_dataset")):
+            rewards.check_columns([prompt.row for prompt in found], name)
         self.order = Order(len(self.prompts), config.seed)
         self.experience: Experience | None = None
         self.told: dict[str, float] = {}
@@ -111,18 +113,20 @@ class GRPO(Trainer[GRPOConfig]):
         self.rollouts = 0
         rollouts_per_epoch = len(self.prompts) / config.prompts_per_rollout
         self.has_evaluation = bool(self.eval_prompts)
-        self.start(rollouts_per_epoch * config.updates_per_rollout, fingerprint(self.prompts))
+        self.start(
+            rollouts_per_epoch * config.updates_per_rollout,
+            data=fingerprint(self.prompts),
+            eval_data=fingerprint(self.eval_prompts),
+            columns=columns_fingerprint(self.prompts + self.eval_prompts),
+            reward_weights=[float(weight) for weight in self.weights],
+        )
 
     def check(self, reference_model: Any) -> None:
         """Raise ArgumentError for arguments that contradict each other."""
         self.config.check()
-        if not self.reward_funcs or not all(map(callable, self.reward_funcs + self.metric_funcs)):
-            raise ArgumentError("reward_funcs and metric_funcs take functions, reward_funcs one")
-        if len(self.weights) != len(self.reward_funcs):
-            raise ArgumentError(
-                f"reward_weights takes a number for each of the {len(self.reward_funcs)} reward "
-                f"functions, got {len(self.weights)}"
-            )
+        if not self.reward_funcs:
+            raise ArgumentError("reward_funcs takes at least one function")
+        rewards.check_weights(self.weights, len(self.reward_funcs))
         if reference_model is not None and not self.needs_reference:
             raise ArgumentError("reference_model is read only where beta is above 0")
         if self.own_backend is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from upslope.language.requirements import need
 
 def unwrapped(model: Any) -> Any:
     """Return the model of transformers, its adapters in place, without peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def backbone(model: Any) -> Any:
@@ -50,6 +50,12 @@ def trainable(model: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def shared(model: nn.Module, other: nn.Module) -> bool:
+    """Return whether trained weights of a model are another's too."""
+    trained = {p.data_ptr() for p in trainable(model).values()}
+    return any(p.data_ptr() in trained for p in other.parameters())
+
+
 def check_model(model: Any, tokenizer: Any) -> None:
     """Raise ArgumentError for what is no causal language model, or not this tokenizer's."""
     if not isinstance(model, nn.Module) or not hasattr(unwrapped(model), "get_output_embeddings"):
@@ -76,7 +82,9 @@ def check_model(model: Any, tokenizer: Any) -> None:
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             whole = model(**given).logits
             parts = head(model)(backbone(model)(**given)[0])
-    if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-3):
+    capped = getattr(unwrapped(model).config.get_text_config(), "final_logit_softcapping", None)
+    close = torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-3)
+    if not close or capped is not None:  # a cap changes little until logits have grown
         raise ArgumentError(
             f"{type(unwrapped(model)).__name__} changes its logits after its head (soft-capping, "
             "scaling), which Upslope does not reproduce"
@@ -94,14 +102,35 @@ def add_adapter(model: Any, peft_config: Any) -> Any:
     peft = need("peft")
     if hasattr(model, "peft_config"):
         raise ArgumentError("the model has an adapter already: give it without peft_config")
-    if getattr(peft_config, "is_prompt_learning", False):
+    if not isinstance(peft_config, peft.PeftConfig) or peft_config.is_prompt_learning:
         raise ArgumentError(
             f"peft_config takes an adapter within the layers, such as LoraConfig, got "
             f"{type(peft_config).__name__}"
         )
     with warnings.catch_warnings():  # peft asks transformers for a name that is on its way out
         warnings.simplefilter("ignore", FutureWarning)
-        return peft.get_peft_model(model, peft_config)
+        try:
+            return peft.get_peft_model(model, peft_config)
+        except (TypeError, ValueError) as error:  # no such layers, no such rank
+            raise ArgumentError(f"peft_config does not fit the model: {error}") from error
+
+
+def check_switches_off(peft_config: Any) -> None:
+    """Raise ArgumentError for an adapter that changes the model's own weights too.
+
+    Switched off, it would not leave the model as it was given, which the reference is.
+    """
+    for name, takes in (
+        ("bias", ("none",)),
+        ("init_lora_weights", (True, False, "gaussian")),
+    ):
+        got = getattr(peft_config, name, takes[0])
+        if got not in takes:
+            raise ArgumentError(
+                f"peft_config has {name}={got!r}, which changes weights of the model itself, so "
+                "that with the adapter switched off it is not the reference: it takes "
+                f"{' or '.join(map(repr, takes))}, or a reference_model beside it"
+            )
 
 
 def prepare(model: Any, *, gradient_checkpointing: bool) -> None:
@@ -118,7 +147,11 @@ def prepare(model: Any, *, gradient_checkpointing: bool) -> None:
 
 @contextlib.contextmanager
 def training(model: Any) -> Iterator[None]:
-    """Within, layers that can recompute their activations do; they ask `training` for that."""
+    """Within, layers that can recompute their activations do; they ask `training` for that.
+
+    Dropout is off, also where the model was put into training mode in the meantime.
+    """
+    model.eval()
     layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for layer in layers:
         layer.training = True  # the layer alone: what is inside it, dropout too, stays off
@@ -165,7 +198,8 @@ class Reference:
         """Give the reference model, without gradients."""
         with torch.no_grad():
             if self.given is not None:
-                yield self.given
+                with evaluating(self.given):
+                    yield self.given
             elif self.own_adapter:
                 with self.model.disable_adapter():
                     yield self.model
@@ -177,16 +211,23 @@ class Reference:
                     self._swap()
 
     def _swap(self) -> None:
+        torch.clear_autocast_cache()  # it knows a weight by its object, which both models share
         for k, parameter in enumerate(self.parameters):
             parameter.data, self.initial[k] = self.initial[k], parameter.data
 
     def fingerprint(self) -> str:
         """Return a hash of the weights that differ from the policy's, by which resume knows it."""
-        if self.given is not None:
-            tensors: list[Tensor] = [p.detach() for p in self.given.parameters()]
-        else:
-            tensors = self.initial
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.initial if self.given is None else self.given.parameters())
+
+
+def frozen(model: nn.Module) -> str:
+    """Return a hash of the weights that are not trained, which no checkpoint holds."""
+    return fingerprint(p for p in model.parameters() if not p.requires_grad)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Return a hash of the numbers of tensors, in their order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()

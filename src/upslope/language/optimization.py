@@ -94,6 +94,7 @@ class Optimization:
 
     def accumulate(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, list[float]]:
         """Leave the sum of the micro-batches' gradients in `.grad`; returns loss and all |g_k|²."""
+        self.adam.zero_grad()  # whatever the model was given with
         parameters = list(self.parameters.values())
         loss, squares = 0.0, []
         sums: list[Tensor | None] = [None] * len(parameters)

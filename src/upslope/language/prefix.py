@@ -71,9 +71,10 @@ def shared_states(model: Any, sequences: Sequences) -> Tensor | None:
         place = (length[:, None] + column[:-1]).clamp(max=sequences.ids.shape[1] - 1)
         tokens = sequences.ids[rows[:, None], place]
         if padded:
+            last = sequences.length[:, None] - 1  # padding has no position of its own to be in
             known = {
                 "attention_mask": torch.cat([there[which], torch.ones_like(tokens).bool()], 1),
-                "position_ids": length[:, None] + column[:-1],
+                "position_ids": torch.minimum(length[:, None] + column[:-1], last),
             }
         after = compute(input_ids=tokens, past_key_values=cache, use_cache=True, **known)[0]
         states = torch.cat([states, after], 1)

@@ -24,11 +24,66 @@ from torch import Tensor
 from upslope.errors import ArgumentError, RewardFault, suggest
 
 RewardFunction = Callable[..., Sequence[float | None]]
+LARGEST = torch.finfo(torch.float32).max
+OURS = ("prompts", "completions", "completion_ids", "completion_lengths")
+"""Names under which a reward function gets what was sampled."""
 
 
 def name_of(function: Any) -> str:
     """Return the name that a reward is logged under."""
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def listed(functions: Any, name: str) -> list[RewardFunction]:
+    """Return one function or several as a list; raises ArgumentError for what are none."""
+    found = [functions] if callable(functions) else functions
+    if not isinstance(found, Sequence) or not all(map(callable, found)):
+        raise ArgumentError(f"{name} takes functions, got {functions!r:.80}")
+    for function in found:
+        try:
+            inspect.signature(function)
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"{name} takes functions that say what they take, which {function!r:.80} does not"
+            ) from None
+    return list(found)
+
+
+def names_of(functions: Sequence[RewardFunction]) -> list[str]:
+    """Return the names that rewards are logged under, those that come again with a number."""
+    names: list[str] = []
+    for function in functions:
+        name, count = name_of(function), 1
+        while name in names:
+            count += 1
+            name = f"{name_of(function)}_{count}"
+        names.append(name)
+    return names
+
+
+def check_weights(weights: Any, count: int) -> None:
+    """Raise ArgumentError unless there is a finite number for each of `count` functions."""
+    numbers = isinstance(weights, Sequence) and all(
+        isinstance(w, int | float) and not isinstance(w, bool) and abs(w) <= LARGEST
+        for w in weights
+    )
+    if not numbers:
+        raise ArgumentError(f"reward_weights takes finite numbers, got {weights!r:.80}")
+    if len(weights) != count:
+        raise ArgumentError(
+            f"reward_weights takes a number for each of the {count} reward functions, got "
+            f"{len(weights)}"
+        )
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raise ArgumentError for a column of data that would hide what was sampled."""
+    taken = [column for column in OURS if any(column in row for row in rows)]
+    if taken:
+        raise ArgumentError(
+            f"{name} has the column {taken[0]!r}, under which reward functions get what was "
+            "sampled: it takes another name"
+        )
 
 
 def score(
@@ -42,7 +97,7 @@ def score(
     Raises RewardFault naming the function and the first prompt it failed on, when it raises, gives
     another number of values than there are completions, or one that is no finite number.
     """
-    given = {"prompts": list(prompts), "completions": list(completions), **columns}
+    given = {**columns, "prompts": list(prompts), "completions": list(completions)}
     found = torch.empty(len(completions), len(functions))
     for k, function in enumerate(functions):
         found[:, k] = torch.tensor(_called(function, given))
@@ -99,7 +154,9 @@ def _number(name: str, value: Any, prompt: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    except OverflowError:  # an integer, perhaps of more digits than Python writes
+        number = value = math.inf
+    if not abs(number) <= LARGEST:
         raise RewardFault(
             f"reward function {name!r} returned {value!r:.80}, which is no finite number, for the "
             f"prompt {prompt!r:.200}"
@@ -146,9 +203,10 @@ def number_in(text: str) -> Fraction | None:
         return None
     plain = re.sub(r"[,\s%]", "", numbers[-1])
     above, _, below = plain.partition("/")
-    if below and int(below) == 0:
+    try:
+        value = Fraction(above) / (int(below) if below else 1)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, or n/0
         return None
-    value = Fraction(above) / (int(below) if below else 1)
     return value / 100 if numbers[-1].endswith("%") else value
 
 

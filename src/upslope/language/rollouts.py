@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from upslope.language import rewards
 from upslope.language.datasets import Prompt
@@ -133,8 +134,9 @@ def part(found: Scored, rows: slice) -> Scored:
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
-    """Return several as one."""
-    made = [part.completions for part in parts]
+    """Return several as one, as wide as the widest."""
+    width = max(part.completions.ids.shape[1] for part in parts)
+    made = [widened(part.completions, width) for part in parts]
     return Scored(
         [prompt for part in parts for prompt in part.prompts],
         Completions(*(torch.cat([getattr(m, name) for m in made]) for name in vars(made[0]))),
@@ -144,6 +146,12 @@ def joined(parts: Sequence[Scored]) -> Scored:
             for name in ("scores", "metrics", "reward")
         ),
     )
+
+
+def widened(made: Completions, width: int) -> Completions:
+    """Return completions with columns of nothing up to a width."""
+    more = (0, width - made.ids.shape[1])
+    return Completions(pad(made.ids, more), made.length, made.ended, pad(made.log_prob, more))
 
 
 # ---------------------------------------------------------------- what is told of it
@@ -160,14 +168,19 @@ def summary(trainer: GRPO, found: Scored) -> dict[str, float]:
         ("reward", trainer.reward_funcs, found.scores),
         ("metric", trainer.metric_funcs, found.metrics),
     ):
-        for k, function in enumerate(functions):
-            told[f"{prefix}/{rewards.name_of(function)}"] = float(values[:, k].nanmean())
+        for k, name in enumerate(rewards.names_of(functions)):
+            told[f"{prefix}/{name}"] = float(values[:, k].nanmean())
     return told
+
+
+SHOWN = ("step", "prompt", "completion", "reward", "advantage")
+"""What a completion is shown with, beside the rewards of each function."""
 
 
 def shown(trainer: GRPO, found: Scored, made: Experience) -> list[dict[str, Any]]:
     """Return a few completions for people: prompt, completion, rewards, advantage."""
-    names = [rewards.name_of(function) for function in trainer.reward_funcs]
+    names = rewards.names_of(trainer.reward_funcs)
+    names = [f"reward/{name}" if name in SHOWN else name for name in names]
     rows = []
     for k in range(min(trainer.config.num_completions_to_print, len(found.texts))):
         scores = [None if math.isnan(x) else x for x in found.scores[k].tolist()]

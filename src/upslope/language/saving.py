@@ -13,6 +13,7 @@ Weights that are not trained are given again at resume, and known by a hash.
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 import warnings
@@ -63,7 +64,7 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
     """Take up a checkpoint, or the newest valid one of an output folder.
 
     Raises CheckpointError naming every difference when it is of other settings, weights, data or
-    algorithm, and changes nothing then.
+    algorithm, and changes nothing then. What an older version did not save of them is not compared.
     """
     if (where / "checkpoints").is_dir():
         newest = checkpoint.newest_valid(where / "checkpoints")
@@ -79,7 +80,7 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
     flat = {f"config.{name}": value for name, value in meta["config"].items()}
     flat |= {f"given.{name}": value for name, value in meta["given"].items()}
     now = {f"config.{name}": value for name, value in config_of(trainer).items()}
-    now |= {f"given.{name}": value for name, value in trainer.given.items()}
+    now |= {f"given.{n}": x for n, x in trainer.given.items() if n in meta["given"]}
     checkpoint.check_compatible(
         tensors,
         meta | flat,
@@ -102,8 +103,9 @@ def resume(trainer: Trainer[Any], where: Path) -> None:
 
 
 def config_of(trainer: Trainer[Any]) -> dict[str, Any]:
-    """Return the settings that a resumed run has to share."""
-    return {n: value for n, value in asdict(trainer.config).items() if n not in MAY_DIFFER}
+    """Return the settings that a resumed run has to share; infinity as text, for JSON."""
+    found = {n: value for n, value in asdict(trainer.config).items() if n not in MAY_DIFFER}
+    return {n: "inf" if value == math.inf else value for n, value in found.items()}
 
 
 def made_with() -> dict[str, str | int]:

@@ -26,12 +26,16 @@ from upslope.language.models import (
     Reference,
     add_adapter,
     check_model,
+    check_switches_off,
     context_length,
     device_of,
+    frozen,
     precision,
     prepare,
+    shared,
     trainable,
     training,
+    unwrapped,
 )
 from upslope.language.optimization import Optimization
 from upslope.language.records import Records
@@ -68,16 +72,22 @@ class Trainer(Generic[Config]):
         check_model(model, tokenizer)
         if reference_model is not None:
             check_model(reference_model, tokenizer)
-            if reference_model is model:
+            if unwrapped(reference_model) is unwrapped(model):
                 raise ArgumentError(
                     "reference_model is the model itself, which is trained: leave it out, and the "
                     "reference is the model as it was given"
                 )
         self.tokenizer = tokenizer
+        if peft_config is not None and reference_model is None and self.needs_reference:
+            check_switches_off(peft_config)
         self.model = model if peft_config is None else add_adapter(model, peft_config)
         prepare(self.model, gradient_checkpointing=self.config.gradient_checkpointing)
         if not trainable(self.model):
-            raise ArgumentError("no parameter of the model requires a gradient")
+            loaded = hasattr(model, "peft_config")
+            how = ": model.set_adapter(NAME) has an adapter trained" if loaded else ""
+            raise ArgumentError(f"no parameter of the model requires a gradient{how}")
+        if reference_model is not None and shared(self.model, reference_model):
+            raise ArgumentError("reference_model shares weights with the model, which are trained")
         if tokenizer.pad_token_id is None:
             self.say("the tokenizer has no pad token: none is needed, lengths say what counts")
         self.reference = (
@@ -92,13 +102,13 @@ class Trainer(Generic[Config]):
         self.sample: list[Row] = []
         self.has_evaluation = False
 
-    def start(self, steps_per_epoch: float, data: str) -> None:
-        """Finish setting up once the data is known, by its hash, which resume must find again."""
+    def start(self, steps_per_epoch: float, **given: Any) -> None:
+        """Finish setting up once the data is known; `given` is what resume must find again."""
         config = self.config
         epochs = math.ceil(config.num_train_epochs * steps_per_epoch)
         self.total_steps = epochs if config.max_steps < 0 else config.max_steps
         self.optimization = Optimization(trainable(self.model), config, self.total_steps)
-        self.given = {"data": data}
+        self.given = given
         if self.reference is not None:
             self.given["reference"] = self.reference.fingerprint()
 
@@ -145,6 +155,8 @@ class Trainer(Generic[Config]):
         """
         config = self.config
         folder = saving.output_folder(config.output_dir, resuming=bool(resume_from_checkpoint))
+        if folder is not None or resume_from_checkpoint:
+            self.given["frozen"] = frozen(self.model)
         if resume_from_checkpoint:
             if resume_from_checkpoint is True and folder is None:
                 raise RunError("resume_from_checkpoint=True goes on in output_dir, which is None")
@@ -198,7 +210,8 @@ class Trainer(Generic[Config]):
         with precision(device_of(self.model), self.config.bf16):
             metrics = self.evaluate()
         value = metrics[self.best_metric]
-        if self.best is None or self.best_sign * value >= self.best_sign * self.best["value"]:
+        best = -math.inf if self.best is None else self.best_sign * self.best["value"]
+        if math.isfinite(value) and self.best_sign * value >= best:
             self.best = {"step": self.step, "value": value}
             if folder is not None:
                 saving.save_pretrained(self.model, self.tokenizer, folder / "best")
