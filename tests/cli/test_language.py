@@ -74,6 +74,25 @@ def test_grpo_trains_and_resumes_by_its_own_configuration(place):
     AutoModelForCausalLM.from_pretrained(place / "out" / "last")
 
 
+def test_what_is_refused_at_resume_leaves_the_configuration(place, capsys):
+    write(place)
+    assert code_of("dpo", "config.toml", "--output-dir", "out", "--quiet") == 0
+    kept = (place / "out" / "config.toml").read_bytes()
+    words = ("dpo", "config.toml", "--output-dir", "out", "--resume", "--quiet")
+    assert code_of(*words, "--learning-rate", "0.5", "--max-steps", "9") == 1
+    assert "config.learning_rate" in capsys.readouterr().err
+    assert (place / "out" / "config.toml").read_bytes() == kept
+    assert code_of(*words, "--max-steps", "5") == 0
+    found = tomllib.loads((place / "out" / "config.toml").read_text())
+    assert found["training"]["max_steps"] == 5
+
+
+def test_decays_may_be_whole_numbers(place):
+    training = {"max_steps": 1, "per_device_train_batch_size": 2, "adam_beta1": 0, "adam_beta2": 0}
+    write(place, training=training)
+    assert code_of("dpo", "config.toml", "--quiet") == 0
+
+
 def test_a_module_is_imported_only_when_that_is_allowed(place, capsys):
     (place / "my_judge.py").write_text(
         "import pathlib\npathlib.Path('ran').touch()\n"
@@ -97,7 +116,7 @@ def test_a_module_is_imported_only_when_that_is_allowed(place, capsys):
         ({"rewards": [{"weight": 1.0}]}, "[[rewards]] takes tables with a name"),
         ({"rewards": [{"name": "exact_mtch"}]}, "did you mean 'exact_match'"),
         ({"rewards": REWARDS, "modle": "x"}, "'modle', which there is not (did you mean 'model'"),
-        ({"rewards": REWARDS, "resume": True}, "'resume', which there is not"),
+        ({"rewards": REWARDS, "resume": True}, "'resume', which is for the command line: --resume"),
         ({"rewards": REWARDS, "training": {"beeta": 1}}, "no 'beeta' in grpo (did you mean 'beta'"),
         ({"rewards": REWARDS, "train_dataset": "no.jsonl"}, "no.jsonl cannot be read"),
         ({"rewards": REWARDS, "model": ""}, "says no model"),

@@ -92,11 +92,22 @@ def run(command: str, trainer: type[Any], arguments: list[str]) -> int:
     assert folder is not None
     with locked(folder), StopSignals() as signals:
         kept = {n: v for n, v in dataclasses.asdict(options).items() if n not in NOT_KEPT}
-        replace_text(folder / "config.toml", dumps(kept | found | {"training": settings}))
+        text = dumps(kept | found | {"training": settings})
+        later = options.resume  # the checkpoint may refuse these settings
+        if not later:
+            replace_text(folder / "config.toml", text)
+
+        def after_step(trainer: Any, metrics: Any) -> bool:
+            nonlocal later
+            if later:
+                replace_text(folder / "config.toml", text)
+                later = False
+            return signals.received is None
+
         print(f"training by {trainer.__name__} for {made.total_steps} steps in {folder}")
         try:
             made.train(
-                lambda trainer, metrics: signals.received is None,
+                after_step,
                 resume_from_checkpoint=options.resume,
                 progress_bar=not options.quiet,
             )
@@ -133,7 +144,10 @@ def told(
     """Return the options and the trainer's settings: of the file, and over them those given."""
     known = [item.name for item in dataclasses.fields(Options)]
     for name in found:
-        if name not in (*known, *TABLES) or (name in NOT_KEPT):
+        if name in NOT_KEPT:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{path} has {name!r}, which is for the command line: {option}")
+        if name not in (*known, *TABLES):
             raise ConfigError(f"{path} has {name!r}, which there is not{suggest(name, known)}")
         if name not in TABLES and not isinstance(found[name], str):
             raise ConfigError(f"{path}: {name} takes text, got {found[name]!r}")
@@ -165,8 +179,8 @@ def load(options: Options, lora: Mapping[str, Any] | None) -> dict[str, Any]:
     if options.dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"dtype={options.dtype!r}: it takes float32 or bfloat16")
     try:
-        torch.empty(0, device=options.device)
-    except (AssertionError, RuntimeError) as error:
+        torch.zeros(1, device=options.device).item()
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"device={options.device!r} is none: {first_line(error)}") from error
 
     def model(name: str) -> Any:

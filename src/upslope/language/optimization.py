@@ -54,7 +54,7 @@ class Optimization:
         self.adam = torch.optim.AdamW(
             groups,
             lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
+            betas=(float(config.adam_beta1), float(config.adam_beta2)),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
             fused=True,

@@ -269,9 +269,11 @@ def shipped(name: str, **settings: Any) -> RewardFunction:
     """Return a shipped reward function by name; raises ArgumentError for one there is not."""
     if name in PLAIN and not settings:
         return PLAIN[name]
+    if name in PLAIN:
+        raise ArgumentError(f"reward {name!r} takes no settings, got {settings}")
     if name not in MADE:
-        what = f"no settings, got {settings}" if name in PLAIN else f"one of {', '.join(NAMES)}"
-        raise ArgumentError(f"reward {name!r}{suggest(name, NAMES)}: it takes {what}")
+        options = ", ".join(NAMES)
+        raise ArgumentError(f"reward {name!r}{suggest(name, NAMES)}: it takes one of {options}")
     try:
         return MADE[name](**settings)
     except TypeError as error:
