@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -324,3 +325,24 @@ def test_an_epoch_ends_where_a_gradient_is_not_finite(kind):
     other.step(LOSS, rows, parts[0], 1e-2)
     assert one.steps == 1
     assert torch.equal(one.flat.value, other.flat.value)
+
+
+def test_ctrl_c_leaves_the_count_at_the_steps_that_were_taken():
+    """It is seen when the native call returns, at the latest by what follows the call."""
+    rows, parts = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT).split([70, 90, 40])
+    one, other = (NativeEngine(policy_of(), max_grad_norm=0.5) for _ in range(2))
+    network = one.network
+    one.network = SimpleNamespace(train=lambda *a, **k: interrupt(network.train(*a, **k)))
+    with pytest.raises(KeyboardInterrupt):
+        one.epoch(LOSS, rows, parts, 1e-2)
+    other.epoch(LOSS, rows, parts, 1e-2)
+    assert torch.equal(one.flat.value, other.flat.value)
+    assert one.steps == other.steps == 3
+    one.network = SimpleNamespace(train=lambda *a, **k: interrupt())  # before any was taken
+    with pytest.raises(KeyboardInterrupt):
+        one.epoch(LOSS, rows, parts, 1e-2)
+    assert one.steps == 3
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

@@ -306,6 +306,20 @@ def test_another_loss_or_batch_is_torchs_or_refused():
         demanded.step(LOSS, batch, torch.arange(40), 1e-3)
 
 
+def test_ctrl_c_leaves_the_count_at_the_steps_that_were_taken():
+    engine = NativeValues(values_of(), max_grad_norm=None)
+    batch, network = transitions_for(engine.policy, INPUTS, 8, 1), engine.network
+
+    def interrupted(*buffers, **given):
+        network.train_action_values(*buffers, **given)
+        raise KeyboardInterrupt
+
+    engine.network = SimpleNamespace(train_action_values=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.epoch(LOSS, batch, torch.arange(8).split(4), 1e-3)
+    assert engine.steps == 2
+
+
 def test_arrays_that_do_not_fit_are_refused():
     engine = NativeValues(values_of(), max_grad_norm=None)
     seen = np.zeros((4, INPUTS), np.float32)
