@@ -144,6 +144,7 @@ UNFIT = {
         "the policy is not made of perceptrons over a Box",
     ),
     "shared": (shared_layer, "two of its layers share parameters"),
+    "deep": (lambda: policy_of(net_arch=[2] * 64), "it has 65 layers in a row, more than 64"),
     "no bias": (without_bias, "a linear layer has no bias"),
 }
 

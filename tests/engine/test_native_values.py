@@ -268,6 +268,7 @@ def test_dqn_learns_on_it():
         (partial(Anything, "image", "discrete"), {"policy": "cnn"}, "not made of perceptrons"),
         ("CartPole-v1", {"policy": torch.nn.Linear(4, 2)}, "not made of perceptrons"),
         ("CartPole-v1", {"policy_kwargs": {"activation": "gelu"}}, "it has no GELU"),
+        ("CartPole-v1", {"policy_kwargs": {"net_arch": [2] * 64}}, "it has 65 layers in a row"),
     ],
 )
 def test_what_it_does_not_know_is_torchs(env, settings, why):
