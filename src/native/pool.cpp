@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -62,7 +63,7 @@ class Pool {
 
   void begin(int tasks, int threads, void (*work)(void*, int, int), void* context) {
     finish();
-    while (started_ < threads - 1) std::thread(&Pool::serve, this, ++started_).detach();
+    start(threads - 1);
     work_.store(work, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -81,6 +82,14 @@ class Pool {
   }
 
  private:
+  // Where no more threads can be had, those that there are do the work, or the caller alone.
+  void start(int wanted) {
+    try {
+      for (; started_ < wanted; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
+    } catch (const std::exception&) {
+    }
+  }
+
   void take_tasks(int worker) {
     const Flushed flushed;
     Ticket ticket{ticket_.load()};
