@@ -92,7 +92,7 @@ class Network {
     }
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       Loss own = loss;
       own.sample_weight = sample_weight;
@@ -128,7 +128,7 @@ class Network {
                             reinterpret_cast<const uint8_t*>(next_legal.data())};
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       kernels->temporal(plan_, {huber, sample_weight}, weights, batch, rest...);
     };
@@ -150,7 +150,7 @@ class Network {
     const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, size));
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.actor, threads, same);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * SHARE;
@@ -171,7 +171,7 @@ class Network {
     need(int64_t(out.shape(0)) == rows && int64_t(out.shape(1)) == plan_.size, "out has another shape");
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     numbers(parameters.data(), observation.data(), rows, out.data(), threads, false);
   }
 
@@ -187,7 +187,7 @@ class Network {
     const bool* allowed = rows_of(mask, rows, size);
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     q_.resize(rows * size);
     numbers(parameters.data(), observation.data(), rows, q_.data(), threads, same);
     for (int64_t b = 0; b < rows; ++b) {
@@ -212,7 +212,7 @@ class Network {
     check(parameters.shape(0), observation.shape(1));
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.critic, threads, same);
     begun_.emplace(Values{*this, weights, parameters, observation, value});
     const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->take(task, worker); };
@@ -230,7 +230,7 @@ class Network {
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.critic, threads, false);
     const float* from = observation.data();
     float* const to = value.data();

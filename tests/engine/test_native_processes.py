@@ -1,10 +1,11 @@
-"""What processes do beside native calls: they run out of threads."""
+"""Native calls where a process runs out of threads, or forks."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -81,3 +82,36 @@ def test_where_no_thread_can_be_had_the_others_do_the_work(how):
         return np.array_equal(value, expected)
 
     assert in_child(limited)
+
+
+def test_a_child_forked_during_a_call_of_another_thread_can_call():
+    (engine, expected), (other, _) = values_of(), values_of()
+    ending = threading.Event()
+
+    def call() -> None:
+        while not ending.is_set():
+            found(engine, 2)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        for _ in range(5):
+            for each in (engine, other):
+                assert in_child(lambda each=each: np.array_equal(found(each, 2), expected))
+    finally:
+        ending.set()
+        caller.join()
+
+
+def test_what_was_begun_before_a_fork_is_there_in_parent_and_child():
+    engine, expected = values_of()
+    for _ in range(3):
+        value = begun(engine, 2)
+
+        def finished(value=value) -> bool:
+            engine.network.finish()
+            return np.array_equal(value, expected)
+
+        assert in_child(finished)
+        assert finished()
+        assert in_child(lambda: np.array_equal(found(engine, 2), expected))
