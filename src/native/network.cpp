@@ -351,20 +351,20 @@ void bind_network(nb::module_& m) {
   nb::class_<Network>(m, "Network")
       .def(nb::init<int, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&,
                     const std::vector<int>&, int64_t>())
-      .def("train", &Network::train, "parameters"_a, "gradient"_a, "first_moment"_a, "second_moment"_a, "metrics"_a,
+      .def("train", &Network::train, "parameters"_out, "gradient"_out, "first_moment"_out, "second_moment"_out, "metrics"_out,
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
-           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "bfloat16"_a, "threads"_a)
-      .def("train_action_values", &Network::train_action_values, "parameters"_a, "gradient"_a, "first_moment"_a,
-           "second_moment"_a, "metrics"_a, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
+           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_out.none(), "descent"_a, "bfloat16"_a, "threads"_a)
+      .def("train_action_values", &Network::train_action_values, "parameters"_out, "gradient"_out, "first_moment"_out,
+           "second_moment"_out, "metrics"_out, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
            "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "threads"_a)
       .def("explore", &Network::explore, "parameters"_a, "observation"_a, "uniform"_a, "mask"_a.none(), "epsilon"_a,
-           "choice"_a, "log_prob"_a, "threads"_a, "same"_a = false)
-      .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_a, "threads"_a)
+           "choice"_out, "log_prob"_out, "threads"_a, "same"_a = false)
+      .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_out, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
-           "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a, "same"_a = false)
-      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
-      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a,
+           "choice"_out.none(), "action"_out.none(), "log_prob"_out, "threads"_a, "same"_a = false)
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_out, "threads"_a)
+      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_out, "threads"_a,
            "same"_a = false)
       .def("finish", &Network::finish)
       .def_prop_ro("tiled", &Network::tiled);
