@@ -183,6 +183,15 @@ def test_twenty_steps_are_torchs(space, max_grad_norm, mixed, instruction_set):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3, msg=kind)
 
 
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+def test_a_largest_norm_of_zero_moves_nothing(kind):
+    engine = kind(policy_of(), max_grad_norm=0.0)
+    start = engine.flat.value.clone()
+    found = engine.step(LOSS, rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT), 1e-2)
+    assert float(found["gradient_norm"]) > 0
+    assert torch.equal(engine.flat.value, start)
+
+
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("size", [1, 70, 200])
 def test_repeats_and_any_number_of_threads_give_the_same_bits(space, size, instruction_set):

@@ -185,7 +185,7 @@ class NativeEngine(TorchEngine):
         return _native.Descent(
             learning_rate=learning_rate,
             step=self.steps + 1,
-            max_norm=self.max_grad_norm or 0.0,
+            max_norm=np.inf if self.max_grad_norm is None else self.max_grad_norm,
             beta_1=BETA_1,
             beta_2=BETA_2,
             epsilon=self.adam_eps,
