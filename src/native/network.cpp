@@ -69,6 +69,7 @@ class Network {
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
     batch.action = rows_of(action, m, plan_.size);
     batch.choice = rows_of(choice, m, plan_.actions());
+    if (!plan_.gaussian()) check_choices(batch.choice, index);
     batch.mask = reinterpret_cast<const uint8_t*>(rows_of(mask, m, plan_.size));
     const auto [low, high, range] = ratio;
     Loss loss{clipped ? Surrogate::clipped : Surrogate::plain,
@@ -119,6 +120,7 @@ class Network {
       need(rows == m, "a column of the batch has another number of rows");
     for (const int64_t columns : {next_q.shape(1), next_legal.shape(1)})
       need(columns == plan_.size, "there is another number of actions");
+    check_choices(choice.data(), index);
     const Transitions batch{observation.data(),
                             choice.data(),
                             reward.data(),
@@ -266,6 +268,15 @@ class Network {
   void check(size_t parameters, size_t inputs) const {
     need(int64_t(parameters) >= parameters_, "fewer parameters than the layers name");
     need(int64_t(inputs) == plan_.inputs, "observation has another width");
+  }
+
+  void check_choices(const int64_t* choice, const Vector<const int64_t>& index) const {
+    const int64_t actions = plan_.actions();
+    bool fine = true;
+    for (size_t i = 0; i < index.shape(0); ++i)
+      for (int64_t k = 0; k < actions; ++k)
+        fine &= uint64_t(choice[index.data()[i] * actions + k]) < uint64_t(plan_.choices[k]);
+    need(fine, "a choice is out of range");
   }
 
   // What acting, or values, take: scratch for each thread, and the weights of the trunk and a chain behind it. To pack them

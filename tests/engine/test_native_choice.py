@@ -270,6 +270,17 @@ def test_rows_that_are_not_there_are_refused():
     assert engine.steps == 0
 
 
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_choices_that_are_not_there_are_refused(wrong):
+    engine, batch = make_engine("native", policy_of(), max_grad_norm=0.5), weighted()
+    batch.action[7] = wrong
+    start = engine.flat.value.clone()
+    with pytest.raises(ValueError, match="a choice is out of range"):
+        engine.step(LOSS, batch, torch.arange(10), 1e-2)
+    assert torch.equal(engine.flat.value, start)
+    engine.step(LOSS, batch, torch.arange(7), 1e-2)  # what is not read may hold anything
+
+
 # ---- whole agents --------------------------------------------------------------------------------
 SETTINGS = {"n_envs": 16, "n_steps": 32, "batch_size": 128, "learning_rate": 2e-3}
 

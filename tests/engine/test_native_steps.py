@@ -308,6 +308,15 @@ def test_tanh_is_accurate(instruction_set):
     assert torch.equal(far_found, torch.tensor([-1.0, -1, -1, 1, 1, 1]))
 
 
+def test_each_choice_has_its_own_number_of_actions():
+    engine = NativeEngine(policy_of("multi"), max_grad_norm=0.5)
+    rows = rows_for(engine.policy, INPUTS, 9)
+    rows.action[3, 1] = 1  # of [3, 1, 4]
+    with pytest.raises(ValueError, match="a choice is out of range"):
+        engine.step(LOSS, rows, torch.arange(9), 1e-2)
+    assert engine.steps == 0
+
+
 # ---- epochs --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
 def test_an_epoch_is_its_steps(kind):

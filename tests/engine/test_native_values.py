@@ -337,5 +337,10 @@ def test_arrays_that_do_not_fit_are_refused():
         setattr(other, name, wrong)
         with pytest.raises(ValueError, match=words):
             engine.step(LOSS, other, torch.arange(8), 1e-3)
+    for wrong in (ACTIONS, -1):
+        batch.action[5] = wrong
+        with pytest.raises(ValueError, match="a choice is out of range"):
+            engine.step(LOSS, batch, torch.arange(8), 1e-3)
+    assert engine.steps == 0
     with pytest.raises(ValueError, match="there is no critic"):
         engine.network.values(engine.flat.value.numpy(), seen, np.zeros(4, np.float32), 1)
