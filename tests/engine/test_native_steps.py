@@ -264,6 +264,30 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, in
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("count", [16, 17, 70])
+def test_what_fills_a_block_up_adds_nothing_however_small_sigma_is(count, instruction_set):
+    """Its z is the mean over sigma, and overflows when it is squared."""
+    found = []
+    for kind in (TorchEngine, NativeEngine):
+        policy = policy_of("box")
+        with torch.no_grad():
+            policy.head.log_std.fill_(-45.0)
+            policy.actor[-1].weight.zero_()
+            policy.actor[-1].bias.fill_(1.0)
+        rows = rows_for(policy, INPUTS, count)
+        rows.action.fill_(1.0)
+        with torch.no_grad():
+            rows.log_prob = policy(rows)[0]
+        engine = kind(policy, max_grad_norm=None)
+        engine.step(LOSS, rows, torch.arange(count), 1e-3)
+        found.append(engine.flat.named(engine.flat.gradient)["head.log_std"])
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
+    assert (found[0] != 0).all()
+    rows.action[count - 1] = torch.nan  # what counts is seen
+    with pytest.raises(NotFiniteError):
+        engine.step(LOSS, rows, torch.arange(count), 1e-3)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere such numbers cost nothing")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_gradients_too_small_for_full_precision_are_zero(threads, instruction_set):
