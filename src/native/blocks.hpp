@@ -245,7 +245,9 @@ inline vec lose_policy(const Loss& loss, const Sample& sample, int column, const
   if (loss.surrogate == Surrogate::clipped) {
     const vec log_ratio = judged.log_prob - load(sample.old_log_prob + column);
     const vec whole = exponential(log_ratio), moved = whole - 1.0f;
-    const vec ratio = smaller(whole, all(485165195.0f));  // e^20: as losses/policy.py
+    // As losses/policy.py has it: e^20 at most, and NaN where the old probability is 0.
+    const vec infinite = all(__builtin_inff());
+    const vec ratio = log_ratio < infinite ? smaller(whole, all(485165195.0f)) : log_ratio - log_ratio;
     const vec kept = ratio * advantage;
     const vec clipped = smaller(larger(ratio, all(loss.ratio_low)), all(loss.ratio_high)) * advantage;
     surrogate = clipped < kept ? -clipped : -kept;

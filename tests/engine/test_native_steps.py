@@ -264,6 +264,27 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, in
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_an_action_that_had_no_probability_is_refused(kind, advantage, instruction_set):
+    rows, engine = rows_for(policy_of(), INPUTS, COUNT), kind(policy_of(), max_grad_norm=0.5)
+    rows.log_prob[17], rows.advantage[17] = -torch.inf, advantage
+    with pytest.raises(NotFiniteError):
+        engine.step(LOSS, rows, torch.arange(COUNT), 1e-2)
+
+
+@pytest.mark.parametrize("log_prob", [-25.0, -1e3, -1e9, -3e38])
+def test_beyond_its_cap_a_ratio_is_torchs(log_prob, instruction_set):
+    rows, found = rows_for(policy_of(), INPUTS, COUNT), []
+    rows.log_prob[17], rows.advantage[17] = log_prob, -1.0
+    for kind in (TorchEngine, NativeEngine):
+        engine = kind(policy_of(), max_grad_norm=None)
+        engine.step(LOSS, rows, torch.arange(COUNT), 1e-2)
+        found.append(engine.flat.gradient)
+    torch.testing.assert_close(*found, atol=10.0, rtol=1e-4)
+    assert found[0].abs().max() > 1e5
+
+
 @pytest.mark.parametrize("count", [16, 17, 70])
 def test_what_fills_a_block_up_adds_nothing_however_small_sigma_is(count, instruction_set):
     """Its z is the mean over sigma, and overflows when it is squared."""
