@@ -26,6 +26,9 @@ using Rows = Array<T, nb::ndim<2>>;
 template <class T>
 using Given = std::optional<Array<T>>;  // actions are int64 for choices, float32 for numbers; masks may be absent
 
+// An array that is written to: another type's or layout's is refused, since only its copy would be written.
+inline auto operator""_out(const char* name, size_t) { return nb::arg(name).noconvert(); }
+
 extern const Kernels* kernels;  // those of the instruction set in use
 Products halves();              // how this process may take products in bfloat16; floats: not at all
 

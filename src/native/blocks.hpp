@@ -222,12 +222,15 @@ inline Judged judge_gaussian(const Plan& plan, const float* parameters, const fl
   return found;
 }
 
-// The gradient of log sigma is added to `log_std_delta` [size][W].
+// The gradient of log sigma is added to `log_std_delta` [size][W]. What is past the last row has no action: its z may be so
+// large that 0 times its square is not 0.
 inline void back_gaussian(const Plan& plan, const float* precision, const float* mean, const Sample& sample, int block,
                           int column, vec slope, vec weight, float* delta, float* log_std_delta) {
+  const vec counts = load(sample.weight + column);
   for (int i = 0; i < plan.size; ++i) {
     const int64_t at = int64_t{i} * block + column;
-    const vec inverse = load(precision + i * W), z = (load(sample.action + at) - load(mean + at)) * inverse;
+    const vec inverse = load(precision + i * W), away = load(sample.action + at) - load(mean + at);
+    const vec z = counts > 0.0f ? away * inverse : vec{};
     store(delta + at, slope * z * inverse);
     float* const total = log_std_delta + i * W;
     store(total, load(total) + (slope * (z * z - 1.0f) - weight));
@@ -242,7 +245,9 @@ inline vec lose_policy(const Loss& loss, const Sample& sample, int column, const
   if (loss.surrogate == Surrogate::clipped) {
     const vec log_ratio = judged.log_prob - load(sample.old_log_prob + column);
     const vec whole = exponential(log_ratio), moved = whole - 1.0f;
-    const vec ratio = smaller(whole, all(485165195.0f));  // e^20: as losses/policy.py
+    // As losses/policy.py has it: e^20 at most, and NaN where the old probability is 0.
+    const vec infinite = all(__builtin_inff());
+    const vec ratio = log_ratio < infinite ? smaller(whole, all(485165195.0f)) : log_ratio - log_ratio;
     const vec kept = ratio * advantage;
     const vec clipped = smaller(larger(ratio, all(loss.ratio_low)), all(loss.ratio_high)) * advantage;
     surrogate = clipped < kept ? -clipped : -kept;

@@ -86,8 +86,8 @@ void bind_decoding(nb::module_& m) {
   nb::class_<PackedLinear>(m, "PackedLinear")
       .def(nb::init<const Weight&, const std::optional<Vector<const float>>&>(), "weight"_a, "bias"_a.none())
       .def_prop_ro("outputs", &PackedLinear::outputs)
-      .def("apply", &PackedLinear::apply, "x"_a, "out"_a, "threads"_a);
-  m.def("attend", &attend, "query"_a, "keys"_a, "values"_a, "seen"_a.none(), "out"_a, "scale"_a, "threads"_a);
+      .def("apply", &PackedLinear::apply, "x"_a, "out"_out, "threads"_a);
+  m.def("attend", &attend, "query"_a, "keys"_a, "values"_a, "seen"_a.none(), "out"_out, "scale"_a, "threads"_a);
 }
 
 }  // namespace upslope

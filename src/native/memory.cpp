@@ -103,12 +103,12 @@ void gru_backward(const Counts& counts, int threads, In d_hidden, In weight, In 
 }  // namespace
 
 void upslope::bind_memory(nb::module_& m) {
-  m.def("lstm_forward", &lstm_forward, "counts"_a, "threads"_a, "projected"_a, "weight"_a, "start"_a, "hidden"_a,
-        "gates"_a, "cells"_a);
-  m.def("lstm_backward", &lstm_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_a,
-        "gates"_a, "cells"_a, "d_gates"_a, "before"_a);
+  m.def("lstm_forward", &lstm_forward, "counts"_a, "threads"_a, "projected"_a, "weight"_a, "start"_a, "hidden"_out,
+        "gates"_out, "cells"_out);
+  m.def("lstm_backward", &lstm_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_out,
+        "gates"_out, "cells"_out, "d_gates"_out, "before"_out);
   m.def("gru_forward", &gru_forward, "counts"_a, "threads"_a, "projected"_a, "weight"_a, "bias"_a, "start"_a,
-        "hidden"_a, "gates"_a, "inner"_a);
-  m.def("gru_backward", &gru_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_a,
-        "gates"_a, "inner"_a, "d_gates"_a, "d_products"_a, "before"_a);
+        "hidden"_out, "gates"_out, "inner"_out);
+  m.def("gru_backward", &gru_backward, "counts"_a, "threads"_a, "d_hidden"_a, "weight"_a, "start"_a, "hidden"_out,
+        "gates"_out, "inner"_out, "d_gates"_out, "d_products"_out, "before"_out);
 }

@@ -69,6 +69,7 @@ class Network {
     need(plan_.gaussian() ? action.has_value() : choice.has_value(), "the action is of another kind");
     batch.action = rows_of(action, m, plan_.size);
     batch.choice = rows_of(choice, m, plan_.actions());
+    if (!plan_.gaussian()) check_choices(batch.choice, index);
     batch.mask = reinterpret_cast<const uint8_t*>(rows_of(mask, m, plan_.size));
     const auto [low, high, range] = ratio;
     Loss loss{clipped ? Surrogate::clipped : Surrogate::plain,
@@ -92,7 +93,7 @@ class Network {
     }
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       Loss own = loss;
       own.sample_weight = sample_weight;
@@ -119,6 +120,7 @@ class Network {
       need(rows == m, "a column of the batch has another number of rows");
     for (const int64_t columns : {next_q.shape(1), next_legal.shape(1)})
       need(columns == plan_.size, "there is another number of actions");
+    check_choices(choice.data(), index);
     const Transitions batch{observation.data(),
                             choice.data(),
                             reward.data(),
@@ -128,7 +130,7 @@ class Network {
                             reinterpret_cast<const uint8_t*>(next_legal.data())};
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     auto kernel = [&](const Weights& weights, float sample_weight, auto... rest) {
       kernels->temporal(plan_, {huber, sample_weight}, weights, batch, rest...);
     };
@@ -150,7 +152,7 @@ class Network {
     const auto* allowed = reinterpret_cast<const uint8_t*>(rows_of(mask, rows, size));
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.actor, threads, same);
     auto work = [&](int task, int worker) {
       const int64_t from = int64_t{task} * SHARE;
@@ -171,7 +173,7 @@ class Network {
     need(int64_t(out.shape(0)) == rows && int64_t(out.shape(1)) == plan_.size, "out has another shape");
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     numbers(parameters.data(), observation.data(), rows, out.data(), threads, false);
   }
 
@@ -187,7 +189,7 @@ class Network {
     const bool* allowed = rows_of(mask, rows, size);
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     q_.resize(rows * size);
     numbers(parameters.data(), observation.data(), rows, q_.data(), threads, same);
     for (int64_t b = 0; b < rows; ++b) {
@@ -212,7 +214,7 @@ class Network {
     check(parameters.shape(0), observation.shape(1));
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.critic, threads, same);
     begun_.emplace(Values{*this, weights, parameters, observation, value});
     const auto work = [](void* begun, int task, int worker) { static_cast<Values*>(begun)->take(task, worker); };
@@ -230,7 +232,7 @@ class Network {
     need(has_critic() && value.shape(0) == observation.shape(0), "value has another number of rows, or there is no critic");
     finish();
     const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
+    const Call call(mutex_);
     const Weights weights = prepare(parameters.data(), plan_.critic, threads, false);
     const float* from = observation.data();
     float* const to = value.data();
@@ -266,6 +268,15 @@ class Network {
   void check(size_t parameters, size_t inputs) const {
     need(int64_t(parameters) >= parameters_, "fewer parameters than the layers name");
     need(int64_t(inputs) == plan_.inputs, "observation has another width");
+  }
+
+  void check_choices(const int64_t* choice, const Vector<const int64_t>& index) const {
+    const int64_t actions = plan_.actions();
+    bool fine = true;
+    for (size_t i = 0; i < index.shape(0); ++i)
+      for (int64_t k = 0; k < actions; ++k)
+        fine &= uint64_t(choice[index.data()[i] * actions + k]) < uint64_t(plan_.choices[k]);
+    need(fine, "a choice is out of range");
   }
 
   // What acting, or values, take: scratch for each thread, and the weights of the trunk and a chain behind it. To pack them
@@ -351,20 +362,20 @@ void bind_network(nb::module_& m) {
   nb::class_<Network>(m, "Network")
       .def(nb::init<int, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&, const std::vector<LayerTuple>&,
                     const std::vector<int>&, int64_t>())
-      .def("train", &Network::train, "parameters"_a, "gradient"_a, "first_moment"_a, "second_moment"_a, "metrics"_a,
+      .def("train", &Network::train, "parameters"_out, "gradient"_out, "first_moment"_out, "second_moment"_out, "metrics"_out,
            "observation"_a, "choice"_a.none(), "action"_a.none(), "mask"_a.none(), "old_log_prob"_a, "old_value"_a,
            "advantage"_a, "target"_a, "index"_a, "sizes"_a, "clipped"_a, "ratio"_a, "value_range"_a, "value_weight"_a,
-           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_a.none(), "descent"_a, "bfloat16"_a, "threads"_a)
-      .def("train_action_values", &Network::train_action_values, "parameters"_a, "gradient"_a, "first_moment"_a,
-           "second_moment"_a, "metrics"_a, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
+           "entropy_weight"_a, "chunk_rows"_a.none(), "chunk_gradients"_out.none(), "descent"_a, "bfloat16"_a, "threads"_a)
+      .def("train_action_values", &Network::train_action_values, "parameters"_out, "gradient"_out, "first_moment"_out,
+           "second_moment"_out, "metrics"_out, "observation"_a, "choice"_a, "reward"_a, "discount"_a, "next_q"_a,
            "next_observation"_a.none(), "next_legal"_a, "index"_a, "sizes"_a, "huber"_a, "descent"_a, "threads"_a)
       .def("explore", &Network::explore, "parameters"_a, "observation"_a, "uniform"_a, "mask"_a.none(), "epsilon"_a,
-           "choice"_a, "log_prob"_a, "threads"_a, "same"_a = false)
-      .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_a, "threads"_a)
+           "choice"_out, "log_prob"_out, "threads"_a, "same"_a = false)
+      .def("action_values", &Network::action_values, "parameters"_a, "observation"_a, "out"_out, "threads"_a)
       .def("act", &Network::act, "parameters"_a, "observation"_a, "uniform"_a.none(), "normal"_a.none(), "mask"_a.none(),
-           "choice"_a.none(), "action"_a.none(), "log_prob"_a, "threads"_a, "same"_a = false)
-      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_a, "threads"_a)
-      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_a, "threads"_a,
+           "choice"_out.none(), "action"_out.none(), "log_prob"_out, "threads"_a, "same"_a = false)
+      .def("values", &Network::values, "parameters"_a, "observation"_a, "value"_out, "threads"_a)
+      .def("begin_values", &Network::begin_values, "parameters"_a, "observation"_a, "value"_out, "threads"_a,
            "same"_a = false)
       .def("finish", &Network::finish)
       .def_prop_ro("tiled", &Network::tiled);

@@ -1,12 +1,14 @@
 #include "pool.hpp"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <mutex>
+#include <shared_mutex>
 #include <thread>
 
 namespace upslope {
@@ -62,7 +64,7 @@ class Pool {
 
   void begin(int tasks, int threads, void (*work)(void*, int, int), void* context) {
     finish();
-    while (started_ < threads - 1) std::thread(&Pool::serve, this, ++started_).detach();
+    start(threads - 1);
     work_.store(work, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -81,6 +83,14 @@ class Pool {
   }
 
  private:
+  // Where no more threads can be had, those that there are do the work, or the caller alone.
+  void start(int wanted) {
+    try {
+      for (; started_ < wanted; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
+    } catch (const std::exception&) {
+    }
+  }
+
   void take_tasks(int worker) {
     const Flushed flushed;
     Ticket ticket{ticket_.load()};
@@ -114,30 +124,46 @@ class Pool {
   std::atomic<void*> context_{nullptr};
 };
 
-std::mutex one_call;
+// What this process works with. Never destroyed: the pool's threads are detached, and sleep until the process ends.
+struct Own {
+  std::shared_mutex calls;  // shared by those that go on
+  std::mutex one_call;      // of the pool
+  Pool pool;
+};
+Own* own = new Own;
 
-// Never destroyed: its threads are detached, and sleep until the process ends. A forked child has none of them, and makes
-// its own.
-Pool& this_process() {
-  static Pool* pool = nullptr;
-  static pid_t owner = 0;
-  if (pool == nullptr || owner != getpid()) pool = new Pool, owner = getpid();
-  return *pool;
+// A process forks between calls, and what was begun is done before. So its child finds nothing half done and no value
+// missing; it has none of the threads, nor their locks, and begins anew.
+void before_fork() {
+  own->calls.lock();
+  own->one_call.lock();
+  own->pool.finish();
 }
+
+void after_fork() {
+  own->one_call.unlock();
+  own->calls.unlock();
+}
+
+void in_child() { own = new Own; }
+
+[[maybe_unused]] const int registered = pthread_atfork(before_fork, after_fork, in_child);
 
 constexpr int MOST_TASKS = 0xffff;  // of one ticket
 
 }  // namespace
 
+Call::Call(std::mutex& mutex) : unforked_(own->calls), alone_(mutex) {}
+
 void begin(int tasks, int threads, void (*work)(void*, int, int), void* context) {
   if (tasks > MOST_TASKS) return in_parallel(tasks, threads, work, context);
-  const std::lock_guard lock(one_call);
-  this_process().begin(tasks, std::clamp(threads, 1, MOST_THREADS), work, context);
+  const std::lock_guard lock(own->one_call);
+  own->pool.begin(tasks, std::clamp(threads, 1, MOST_THREADS), work, context);
 }
 
 void finish() {
-  const std::lock_guard lock(one_call);
-  this_process().finish();
+  const std::lock_guard lock(own->one_call);
+  own->pool.finish();
 }
 
 void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* context) {
@@ -147,7 +173,7 @@ void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* co
     for (int task = 0; task < tasks; ++task) work(context, task, 0);
     return;
   }
-  const std::lock_guard lock(one_call);
+  const std::lock_guard lock(own->one_call);
   struct Part {
     void (*work)(void*, int, int);
     void* context;
@@ -155,7 +181,7 @@ void in_parallel(int tasks, int threads, void (*work)(void*, int, int), void* co
   };
   for (int from = 0; from < tasks; from += MOST_TASKS) {
     Part part{work, context, from};
-    this_process().run(
+    own->pool.run(
         std::min(MOST_TASKS, tasks - from), threads,
         [](void* p, int task, int worker) {
           auto* part = static_cast<Part*>(p);

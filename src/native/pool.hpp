@@ -2,7 +2,20 @@
 // time; the caller works too, so a thread that comes late costs nothing but its share.
 #pragma once
 
+#include <mutex>
+#include <shared_mutex>
+
 namespace upslope {
+
+// One call at a time changes what `mutex` guards, while this lives; and the process does not fork.
+class Call {
+ public:
+  explicit Call(std::mutex& mutex);
+
+ private:
+  std::shared_lock<std::shared_mutex> unforked_;
+  std::unique_lock<std::mutex> alone_;
+};
 
 // Calls work(context, task, worker) for every task in 0 .. tasks - 1, on at most `threads` threads; worker is from 0 to
 // threads - 1, and no two tasks run at once with the same worker. Must not be called from within a task.

@@ -128,13 +128,13 @@ std::vector<double> squares(Rows<const float> vectors, Vector<const int64_t> siz
 }  // namespace
 
 void bind_returns(nb::module_& m) {
-  m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_a, "gamma"_a,
+  m.def("gae", &gae, "reward"_a, "value"_a, "next_value"_a, "terminated"_a, "truncated"_a, "advantage"_out, "gamma"_a,
         "decay"_a);
-  m.def("group", &group, "rows"_a, "n_envs"_a, "together"_a, "sizes"_a);
-  m.def("shuffle", &shuffle, "valid"_a, "seed"_a, "rows"_a);
+  m.def("group", &group, "rows"_a, "n_envs"_a, "together"_out, "sizes"_out);
+  m.def("shuffle", &shuffle, "valid"_a, "seed"_a, "rows"_out);
   m.def("squares", &squares, "vectors"_a, "sizes"_a);
   m.def("variances", &variances, "x"_a, "y"_a, "valid"_a);
-  m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_a);
+  m.def("standardize", &standardize, "advantage"_a, "index"_a, "sizes"_a, "epsilon"_a, "out"_out);
 }
 
 }  // namespace upslope

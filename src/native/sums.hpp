@@ -17,7 +17,7 @@ namespace upslope {
 struct Descent {
   double learning_rate;
   int64_t step;     // the number of the first one, from 1
-  double max_norm;  // 0: never clipped
+  double max_norm;
   double beta_1, beta_2, epsilon;
 
   Adam settings(int64_t number, double norm) const {
@@ -26,7 +26,7 @@ struct Descent {
             float(beta_2),
             float(1 / std::sqrt(1 - std::pow(beta_2, double(number)))),
             float(epsilon),
-            max_norm > 0 && norm > max_norm ? float(max_norm / norm) : 1.0f};
+            norm > max_norm ? float(max_norm / norm) : 1.0f};
   }
 };
 

@@ -110,18 +110,19 @@ class Training {
     for (int64_t k = 0; k < steps; index += minibatches.sizes[k], ++k) {
       const int64_t rows = minibatches.sizes[k];
       double* metrics = minibatches.metrics + k * (METRICS + 1);
-      std::fill_n(metrics, METRICS + 1, 0.0);
+      std::fill_n(metrics, METRICS, 0.0);
       pace.begin();
       const float weight = float(1.0 / double(rows));
       std::fill(packed_now_.begin(), packed_now_.end(), false);
       auto kernel = [&](int worker, auto... rest) {
         gradient(packed(buffers.parameters, products, worker), weight, rest..., scratch(worker));
       };
-      const double square = run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads());
-      const double norm = metrics[METRICS] = std::sqrt(square);
+      const double norm = std::sqrt(run(kernel, index, rows, buffers.gradient, metrics, chunks, pace.threads()));
       chunks = {};
-      if (!std::isfinite(norm)) return k;
-      sums_.descend(descent.settings(descent.step + k, norm), buffers, pace.threads());
+      const bool finite = std::isfinite(norm);
+      if (finite) sums_.descend(descent.settings(descent.step + k, norm), buffers, pace.threads());
+      metrics[METRICS] = norm;  // last: a norm that is there, and finite, is that of a step that was taken
+      if (!finite) return k;
       pace.end();
     }
     return steps;

@@ -144,6 +144,7 @@ UNFIT = {
         "the policy is not made of perceptrons over a Box",
     ),
     "shared": (shared_layer, "two of its layers share parameters"),
+    "deep": (lambda: policy_of(net_arch=[2] * 64), "it has 65 layers in a row, more than 64"),
     "no bias": (without_bias, "a linear layer has no bias"),
 }
 
@@ -267,6 +268,17 @@ def test_rows_that_are_not_there_are_refused():
         with pytest.raises(ValueError, match="index is out of range"):
             engine.step(LOSS, weighted(), index, 1e-2)
     assert engine.steps == 0
+
+
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_choices_that_are_not_there_are_refused(wrong):
+    engine, batch = make_engine("native", policy_of(), max_grad_norm=0.5), weighted()
+    batch.action[7] = wrong
+    start = engine.flat.value.clone()
+    with pytest.raises(ValueError, match="a choice is out of range"):
+        engine.step(LOSS, batch, torch.arange(10), 1e-2)
+    assert torch.equal(engine.flat.value, start)
+    engine.step(LOSS, batch, torch.arange(7), 1e-2)  # what is not read may hold anything
 
 
 # ---- whole agents --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,15 @@ def test_twenty_steps_are_torchs(space, max_grad_norm, mixed, instruction_set):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-3, msg=kind)
 
 
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+def test_a_largest_norm_of_zero_moves_nothing(kind):
+    engine = kind(policy_of(), max_grad_norm=0.0)
+    start = engine.flat.value.clone()
+    found = engine.step(LOSS, rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT), 1e-2)
+    assert float(found["gradient_norm"]) > 0
+    assert torch.equal(engine.flat.value, start)
+
+
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("size", [1, 70, 200])
 def test_repeats_and_any_number_of_threads_give_the_same_bits(space, size, instruction_set):
@@ -254,6 +264,51 @@ def test_a_gradient_that_is_not_finite_changes_nothing(wrong, field, chunked, in
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_an_action_that_had_no_probability_is_refused(kind, advantage, instruction_set):
+    rows, engine = rows_for(policy_of(), INPUTS, COUNT), kind(policy_of(), max_grad_norm=0.5)
+    rows.log_prob[17], rows.advantage[17] = -torch.inf, advantage
+    with pytest.raises(NotFiniteError):
+        engine.step(LOSS, rows, torch.arange(COUNT), 1e-2)
+
+
+@pytest.mark.parametrize("log_prob", [-25.0, -1e3, -1e9, -3e38])
+def test_beyond_its_cap_a_ratio_is_torchs(log_prob, instruction_set):
+    rows, found = rows_for(policy_of(), INPUTS, COUNT), []
+    rows.log_prob[17], rows.advantage[17] = log_prob, -1.0
+    for kind in (TorchEngine, NativeEngine):
+        engine = kind(policy_of(), max_grad_norm=None)
+        engine.step(LOSS, rows, torch.arange(COUNT), 1e-2)
+        found.append(engine.flat.gradient)
+    torch.testing.assert_close(*found, atol=10.0, rtol=1e-4)
+    assert found[0].abs().max() > 1e5
+
+
+@pytest.mark.parametrize("count", [16, 17, 70])
+def test_what_fills_a_block_up_adds_nothing_however_small_sigma_is(count, instruction_set):
+    """Its z is the mean over sigma, and overflows when it is squared."""
+    found = []
+    for kind in (TorchEngine, NativeEngine):
+        policy = policy_of("box")
+        with torch.no_grad():
+            policy.head.log_std.fill_(-45.0)
+            policy.actor[-1].weight.zero_()
+            policy.actor[-1].bias.fill_(1.0)
+        rows = rows_for(policy, INPUTS, count)
+        rows.action.fill_(1.0)
+        with torch.no_grad():
+            rows.log_prob = policy(rows)[0]
+        engine = kind(policy, max_grad_norm=None)
+        engine.step(LOSS, rows, torch.arange(count), 1e-3)
+        found.append(engine.flat.named(engine.flat.gradient)["head.log_std"])
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
+    assert (found[0] != 0).all()
+    rows.action[count - 1] = torch.nan  # what counts is seen
+    with pytest.raises(NotFiniteError):
+        engine.step(LOSS, rows, torch.arange(count), 1e-3)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere such numbers cost nothing")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_gradients_too_small_for_full_precision_are_zero(threads, instruction_set):
@@ -298,6 +353,15 @@ def test_tanh_is_accurate(instruction_set):
     assert torch.equal(far_found, torch.tensor([-1.0, -1, -1, 1, 1, 1]))
 
 
+def test_each_choice_has_its_own_number_of_actions():
+    engine = NativeEngine(policy_of("multi"), max_grad_norm=0.5)
+    rows = rows_for(engine.policy, INPUTS, 9)
+    rows.action[3, 1] = 1  # of [3, 1, 4]
+    with pytest.raises(ValueError, match="a choice is out of range"):
+        engine.step(LOSS, rows, torch.arange(9), 1e-2)
+    assert engine.steps == 0
+
+
 # ---- epochs --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [TorchEngine, NativeEngine])
 def test_an_epoch_is_its_steps(kind):
@@ -324,3 +388,24 @@ def test_an_epoch_ends_where_a_gradient_is_not_finite(kind):
     other.step(LOSS, rows, parts[0], 1e-2)
     assert one.steps == 1
     assert torch.equal(one.flat.value, other.flat.value)
+
+
+def test_ctrl_c_leaves_the_count_at_the_steps_that_were_taken():
+    """It is seen when the native call returns, at the latest by what follows the call."""
+    rows, parts = rows_for(policy_of(), INPUTS, COUNT), torch.arange(COUNT).split([70, 90, 40])
+    one, other = (NativeEngine(policy_of(), max_grad_norm=0.5) for _ in range(2))
+    network = one.network
+    one.network = SimpleNamespace(train=lambda *a, **k: interrupt(network.train(*a, **k)))
+    with pytest.raises(KeyboardInterrupt):
+        one.epoch(LOSS, rows, parts, 1e-2)
+    other.epoch(LOSS, rows, parts, 1e-2)
+    assert torch.equal(one.flat.value, other.flat.value)
+    assert one.steps == other.steps == 3
+    one.network = SimpleNamespace(train=lambda *a, **k: interrupt())  # before any was taken
+    with pytest.raises(KeyboardInterrupt):
+        one.epoch(LOSS, rows, parts, 1e-2)
+    assert one.steps == 3
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

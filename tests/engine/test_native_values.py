@@ -268,6 +268,7 @@ def test_dqn_learns_on_it():
         (partial(Anything, "image", "discrete"), {"policy": "cnn"}, "not made of perceptrons"),
         ("CartPole-v1", {"policy": torch.nn.Linear(4, 2)}, "not made of perceptrons"),
         ("CartPole-v1", {"policy_kwargs": {"activation": "gelu"}}, "it has no GELU"),
+        ("CartPole-v1", {"policy_kwargs": {"net_arch": [2] * 64}}, "it has 65 layers in a row"),
     ],
 )
 def test_what_it_does_not_know_is_torchs(env, settings, why):
@@ -306,6 +307,20 @@ def test_another_loss_or_batch_is_torchs_or_refused():
         demanded.step(LOSS, batch, torch.arange(40), 1e-3)
 
 
+def test_ctrl_c_leaves_the_count_at_the_steps_that_were_taken():
+    engine = NativeValues(values_of(), max_grad_norm=None)
+    batch, network = transitions_for(engine.policy, INPUTS, 8, 1), engine.network
+
+    def interrupted(*buffers, **given):
+        network.train_action_values(*buffers, **given)
+        raise KeyboardInterrupt
+
+    engine.network = SimpleNamespace(train_action_values=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.epoch(LOSS, batch, torch.arange(8).split(4), 1e-3)
+    assert engine.steps == 2
+
+
 def test_arrays_that_do_not_fit_are_refused():
     engine = NativeValues(values_of(), max_grad_norm=None)
     seen = np.zeros((4, INPUTS), np.float32)
@@ -322,5 +337,10 @@ def test_arrays_that_do_not_fit_are_refused():
         setattr(other, name, wrong)
         with pytest.raises(ValueError, match=words):
             engine.step(LOSS, other, torch.arange(8), 1e-3)
+    for wrong in (ACTIONS, -1):
+        batch.action[5] = wrong
+        with pytest.raises(ValueError, match="a choice is out of range"):
+            engine.step(LOSS, batch, torch.arange(8), 1e-3)
+    assert engine.steps == 0
     with pytest.raises(ValueError, match="there is no critic"):
         engine.network.values(engine.flat.value.numpy(), seen, np.zeros(4, np.float32), 1)

@@ -86,7 +86,7 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("log_ratio", [-1000.0, 1000.0, 20.0, -math.inf])
+@pytest.mark.parametrize("log_ratio", [-1000.0, 1000.0, 1e8, 3e38, 20.0, -math.inf])
 @pytest.mark.parametrize("advantage", [-3.0, 0.0, 3.0])
 def test_extremes_are_finite(dtype, log_ratio, advantage):
     x = torch.tensor([log_ratio], dtype=dtype, requires_grad=True)
@@ -103,6 +103,14 @@ def test_extremes_are_finite(dtype, log_ratio, advantage):
     if log_ratio < 0:
         assert loss.item() == pytest.approx(0.8 * 3 if advantage < 0 else 0, rel=1e-2)
         assert slope.item() == 0
+
+
+@pytest.mark.parametrize("advantage", [-3.0, 0.0, 3.0])
+def test_what_had_no_probability_gives_no_number(advantage):
+    x = torch.tensor([math.inf], requires_grad=True)
+    loss = clipped_surrogate(x, torch.tensor([advantage]), 0.2, 0.2)
+    assert loss.isnan().all()
+    assert gradient(loss.sum(), x).isnan().all()
 
 
 def test_below_the_cap_the_ratio_is_exact():

@@ -63,7 +63,7 @@ class NativeEngine(TorchEngine):
             raise Unfit("it takes a processor with AVX-512 for bfloat16, or AMX")
         super().__init__(policy, max_grad_norm=max_grad_norm, adam_eps=adam_eps)
         self.structure = structure_of(policy, self.flat)
-        self.network = _native.Network(*self.structure)
+        self.network: Any = _native.Network(*self.structure)
         self.demanded, self.bfloat16 = demanded, bfloat16
         if bfloat16 and not self.network.tiled:
             raise Unfit("no layer has as many inputs, and outputs, as a multiple of 32")
@@ -144,19 +144,22 @@ class NativeEngine(TorchEngine):
             if len(self.chunk_gradients) != len(chunks.sizes):
                 self.chunk_gradients = torch.zeros(len(chunks.sizes), self.flat.leading_size)
         names = METRICS[how.surrogate]
-        found = np.empty((len(parts), 6))  # five metrics, and the norm
-        taken = self._train(
-            *(self._value, self._gradient, *self._moments, found),
-            how=how,
-            chunks=chunks,
-            **arrays,
-            index=index,
-            sizes=parts.sizes,
-            descent=self._descent(learning_rate),
-            bfloat16=self.bfloat16,
-            threads=self.threads,
-        )
-        self.steps += taken
+        found = np.full((len(parts), 6), np.nan)  # five metrics, and the norm
+        try:
+            self._train(
+                *(self._value, self._gradient, *self._moments, found),
+                how=how,
+                chunks=chunks,
+                **arrays,
+                index=index,
+                sizes=parts.sizes,
+                descent=self._descent(learning_rate),
+                bfloat16=self.bfloat16,
+                threads=self.threads,
+            )
+        finally:  # Ctrl-C is seen when the steps are taken, before a count of them is returned
+            taken = int(np.isfinite(found[:, 5]).sum())
+            self.steps += taken
         if taken < len(parts):
             self.check_finite(found[taken, 5])
         columns = [torch.from_numpy(column) for column in found.astype(np.float32).T]
@@ -164,10 +167,9 @@ class NativeEngine(TorchEngine):
 
     def _train(
         self, *buffers: np.ndarray, how: Coefficients, chunks: Chunks | None, **given: Any
-    ) -> int:
-        """Take the steps on the buffers; return how many were taken."""
-        network: Any = self.network
-        taken: int = network.train(
+    ) -> None:
+        """Take the steps on the buffers, the norm of each in the last one's last column."""
+        self.network.train(
             *buffers,
             **given,
             clipped=how.surrogate == "clipped",
@@ -178,13 +180,12 @@ class NativeEngine(TorchEngine):
             chunk_rows=None if chunks is None else chunks.sizes.numpy(),
             chunk_gradients=None if chunks is None else self.chunk_gradients.numpy(),
         )
-        return taken
 
     def _descent(self, learning_rate: float) -> Any:
         return _native.Descent(
             learning_rate=learning_rate,
             step=self.steps + 1,
-            max_norm=self.max_grad_norm or 0.0,
+            max_norm=np.inf if self.max_grad_norm is None else self.max_grad_norm,
             beta_1=BETA_1,
             beta_2=BETA_2,
             epsilon=self.adam_eps,
@@ -205,9 +206,8 @@ class NativeEngine(TorchEngine):
             return super().act(observation, generator, memory, mask)
         choices, count = self.structure.choices, len(rows)
         kind = torch.float64 if choices else torch.float32
-        noise = draw(
-            torch.empty(count, self.structure.size, dtype=kind), choices, generator
-        ).numpy()
+        empty = torch.empty(count, self.structure.size, dtype=kind)
+        noise = draw(empty, choices, generator).numpy()
         action = torch.empty(
             (count, *self.policy.head.shape), dtype=torch.int64 if choices else torch.float32
         )

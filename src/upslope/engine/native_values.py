@@ -107,14 +107,12 @@ class NativeValues(NativeEngine):
 
     def _train(
         self, *buffers: np.ndarray, how: Coefficients, chunks: Chunks | None, **given: Any
-    ) -> int:
+    ) -> None:
         assert chunks is None, "what learns from transitions does not measure its gradient"
         given.pop("bfloat16")
         if not how.double:
             given["next_observation"] = None
-        network: Any = self.network
-        taken: int = network.train_action_values(*buffers, **given, huber=how.huber)
-        return taken
+        self.network.train_action_values(*buffers, **given, huber=how.huber)
 
     def _read(self, batch: dict[str, Any]) -> dict[str, Any] | str:
         unknown = {name for name, value in batch.items() if value is not None} - FIELDS

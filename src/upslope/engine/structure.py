@@ -21,6 +21,7 @@ from upslope.policies.spaces import ActionHead
 Layer = tuple[int, int, int, int, int]
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2, nn.SiLU: 3}
 NO_BIAS = "a linear layer has no bias"
+MOST_LAYERS = 64  # in a row, as src/native/blocks.hpp has room for
 
 
 class Structure(NamedTuple):
@@ -83,6 +84,8 @@ def _layers(modules: Iterable[nn.Module], begins: dict[int, int]) -> list[Layer]
             layers[-1] = (inputs, outputs, ACTIVATIONS[type(module)], weight, bias)
         else:
             raise Unfit(f"it has no {type(module).__name__} in this place")
+    if len(layers) > MOST_LAYERS:
+        raise Unfit(f"it has {len(layers)} layers in a row, more than {MOST_LAYERS}")
     return layers
 
 

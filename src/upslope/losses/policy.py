@@ -53,8 +53,9 @@ def clipped_surrogate(
     where it has passed it in the other. clip_high = inf and clip_low = 1 clip nothing.
 
     Beyond ln ρ = 20 the ratio's value stays at e²⁰, and its gradient at what it is there, so that
-    neither overflows; the sign of the gradient is kept. Raises ShapeError unless the shapes are
-    equal, and ArgumentError for a clip_low outside [0, 1] or a negative clip_high.
+    neither overflows; the sign of the gradient is kept. ln ρ = inf, of an action that π_old never
+    takes, gives NaN. Raises ShapeError unless the shapes are equal, and ArgumentError for a
+    clip_low outside [0, 1] or a negative clip_high.
 
     Schulman et al. 2017, arXiv:1707.06347, equation 7.
     """
@@ -66,6 +67,9 @@ def clipped_surrogate(
 
 
 def capped_ratio(log_ratio: Tensor) -> Tensor:
-    """Return e^x with x at most 20: there the value stays, and the gradient is what it is there."""
-    excess = (log_ratio.detach() - MAX_LOG_RATIO).clamp_(min=0)
-    return (log_ratio - excess).exp()
+    """Return e^x with x at most 20: there the value stays, and the gradient is what it is there.
+
+    An infinite x gives NaN: what had probability 0 was not drawn.
+    """
+    x = log_ratio.detach()
+    return torch.where(x > MAX_LOG_RATIO, log_ratio - x + MAX_LOG_RATIO, log_ratio).exp()
