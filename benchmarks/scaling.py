@@ -167,9 +167,12 @@ def draw(found: dict[str, list[dict[str, Any]]], chosen: argparse.Namespace, pat
     right.set(xscale="log", yscale="log", xlabel="width of both layers", xticks=chosen.widths)
     right.set_ylabel("microseconds of training per step")
     for axes, ticks in ((left, chosen.envs), (right, chosen.widths)):
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
         axes.minorticks_off()
-        axes.yaxis.set_major_formatter("{x:,g}")
+        low, high = axes.get_ylim()
+        steps = [m * 10.0**k for k in range(-3, 8) for m in (1, 2, 5)]
+        shown = [step for step in steps if low <= step <= high]
+        axes.set_yticks(shown, [f"{step:,.10g}" for step in shown])
         axes.grid(color="#dddddd")
         axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -150,6 +150,7 @@ def draw(speeds: dict[str, list[float]], path: Path) -> None:
     for row, (median, above) in enumerate(zip(middle, spread[1], strict=True)):
         axes.annotate(f"{median:,.0f}", (median + above, row), (6, 0), **BESIDE)
     axes.margins(x=0.15)
+    axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("environment steps per second of training, PPO on CartPole-v1")

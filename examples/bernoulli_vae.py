@@ -32,7 +32,7 @@ from torch.distributions import Bernoulli, Independent, RelaxedBernoulli, kl_div
 
 import upslope as us
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "bernoulli_vae.png"
+PICTURE = Path("bernoulli_vae.png")
 BITS, SAMPLES, BATCH = 8, 4, 64
 METHODS = {
     "score": "#e8743b",

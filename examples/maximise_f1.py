@@ -31,7 +31,7 @@ from torch.distributions import Bernoulli, Independent
 
 import upslope as us
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "maximise_f1.png"
+PICTURE = Path("maximise_f1.png")
 HELD_OUT = 1 / 3
 INK, BLUE, ORANGE, GREEN = "#22303c", "#2a78c2", "#e8743b", "#2f9e62"
 METHODS = {  # as rows of the picture

@@ -25,7 +25,7 @@ from torch.distributions import Categorical, Normal
 
 import upslope as us
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "naive_estimator.png"
+PICTURE = Path("naive_estimator.png")
 PAYS = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
 START = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
 INK, BLUE, ORANGE = "#22303c", "#2a78c2", "#e8743b"

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import upslope as us
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "short_corridor.png"
+PICTURE = Path("short_corridor.png")
 CORRIDOR = us.exact.short_corridor()
 LONGEST_EPISODE = 10_000
 SETTINGS = {  # alpha, alpha_w

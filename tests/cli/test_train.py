@@ -49,6 +49,29 @@ def written(name: str) -> dict[str, Any]:
 # -- train -----------------------------------------------------------------------------------------
 
 
+def test_what_is_said_of_the_environment_holds_in_evaluations(capsys: Captured) -> None:
+    words = (
+        "train",
+        "ppo",
+        "upslope/FlappyBird-v0",
+        "--name",
+        "a",
+        "--n-envs",
+        "2",
+        "--n-steps",
+        "8",
+    )
+    short = ("--total-timesteps", "16", "--final-episodes", "0")
+    assert code_of(*words, *short, "--env-kwargs", "{score_limit = 20}") == 0
+    told = written("a")
+    assert told["env_kwargs"] == {"score_limit": 20}
+    evaluation = told["evaluation"]
+    assert not evaluation.get("env_kwargs")
+    assert not evaluation.get("final_env_kwargs")
+    assert code_of(*words[:3], "--name", "b", *words[5:], *short) == 0
+    assert written("b")["evaluation"]["final_env_kwargs"] == {"score_limit": 10_000}
+
+
 def test_a_run(capsys: Captured) -> None:
     assert code_of("train", "ppo", "CartPole-v1", *SHORT) == 0
     out, err = capsys.readouterr()

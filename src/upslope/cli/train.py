@@ -33,7 +33,7 @@ class RunOptions:
     recipe: bool = True
     """Start from the recipe for this environment, where there is one."""
     env_kwargs: str | None = None
-    """What the environment is made with, as TOML: '{score_limit = 100}'."""
+    """What the environment is made with, evaluations too, as TOML: '{score_limit = 100}'."""
     policy_kwargs: str | None = None
     """What the policy is built with, as TOML: '{net_arch = [256, 256], activation = "relu"}'."""
     threads: int | None = None
@@ -121,10 +121,15 @@ def configure(algorithm: str, env: str, options: list[str]) -> tuple[RunConfig, 
     )
     chosen, settings = parsed.run, dataclasses.asdict(parsed.settings)
     settings["policy_kwargs"] = policy_kwargs | table("policy-kwargs", chosen.policy_kwargs)
+    asked = table("env-kwargs", chosen.env_kwargs)
+
+    def others(kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in kwargs.items() if name not in asked}
+
     return dataclasses.replace(
         base,
         total_timesteps=chosen.total_timesteps,
-        env_kwargs=base.env_kwargs | table("env-kwargs", chosen.env_kwargs),
+        env_kwargs=base.env_kwargs | asked,
         backend=chosen.backend,
         threads=chosen.threads,
         checkpoint_seconds=chosen.checkpoint_seconds,
@@ -132,8 +137,8 @@ def configure(algorithm: str, env: str, options: list[str]) -> tuple[RunConfig, 
             freq=chosen.eval_freq,
             episodes=chosen.eval_episodes,
             final_episodes=chosen.final_episodes,
-            env_kwargs=evaluation.env_kwargs,
-            final_env_kwargs=evaluation.final_env_kwargs,
+            env_kwargs=others(evaluation.env_kwargs),
+            final_env_kwargs=others(evaluation.final_env_kwargs),
         ),
         settings=settings,
     ), chosen
