@@ -216,18 +216,6 @@ def test_entropy_bonus():
     torch.testing.assert_close(gradient(found, logits), gradient(policy.entropy(), logits))
 
 
-@pytest.mark.parametrize(
-    "f",
-    [torch.sign, torch.round, lambda x: (x > 0).double(), lambda x: torch.where(x > 0, x + 1, x),
-     lambda x: x + (x > 0.3), lambda x: np.sign(x.detach().numpy()), lambda x: float(x > 0)],
-)  # fmt: skip
-def test_auto_is_right_where_f_jumps(f):
-    mu = leaf(0.3)
-    torch.manual_seed(0)
-    found = expectation(f, D.Normal(mu, 1.0), 300, estimator="auto", standard_error=True)
-    assert found.estimator == "score"
-
-
 def test_auto_without_parameters_is_the_mean():
     torch.manual_seed(0)
     found = expectation(torch.cos, D.Normal(0.0, 1.0), 10_000, standard_error=True)

@@ -5,8 +5,8 @@
     enumerate  Σ_x p(x; θ) f(x)                          exact, no variance: a finite support
 
     auto       enumerate where the support is finite and not larger than max(n, 256);
-               pathwise where the distribution can, autograd sees the sample in f, and f called no
-               function that may jump (a comparison, sign, round, where ...); else score
+               pathwise where the distribution can, and all that f does to the sample is known to
+               be continuous, without numbers taken out of autograd's sight; else score
 
 Every one has the value E[f], and the right gradient whether or not f itself depends on θ. One is
 used, never two: score and pathwise together would count the gradient twice.
@@ -102,9 +102,9 @@ def expectation(
 
     Raises ArgumentError, in one sentence, where the answer would be wrong or nothing could be
     differentiated: a support that moves with a parameter (score, auto), no parameter that requires
-    a gradient (score, pathwise), a pathwise f that autograd does not see through; for a batch with
-    no element or n < 1. Raises ShapeError for what f returns in another shape, NotFiniteError where
-    it returns NaN or infinity.
+    a gradient (score, pathwise), a pathwise f that autograd does not see through, or only in part;
+    for a batch with no element or n < 1. Raises ShapeError for what f returns in another shape,
+    NotFiniteError where it returns NaN or infinity.
     """
     if not callable(f):
         raise ArgumentError(f"f takes a function of the samples, got {type(f).__name__}")

@@ -9,23 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from upslope.errors import ArgumentError, NotFiniteError, ShapeError, UpslopeError
-
-# fmt: off
-JUMPS = frozenset(
-    (
-        "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal",
-        "not_equal", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "where",
-        "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder",
-        "__mod__", "floor_divide", "__floordiv__", "heaviside", "argmax", "argmin", "argsort",
-        "bucketize", "searchsorted", "one_hot", "bool", "int", "long", "short", "detach",
-        "masked_fill", "isclose", "signbit", "nonzero",
-    )
-)
-# fmt: on
-"""Functions of torch with which f may jump where autograd sees nothing."""
 
 
 def evaluate(f: Callable[[Tensor], Any], sample: Tensor, log_prob: Tensor) -> Tensor:
@@ -86,20 +71,3 @@ def read(result: Any, like: Tensor) -> Tensor:
     if value.is_complex():
         raise ArgumentError(f"f takes samples and returns real numbers, got {value.dtype}")
     return value.to(like)
-
-
-class Watch(TorchFunctionMode):
-    """Notes whether a function that may jump was called inside `with Watch() as watch:`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.jumps: set[str] = set()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """Run the function; keep its name if it may jump."""
-        name = getattr(func, "__name__", "")
-        if name.rstrip("_") in JUMPS or name in JUMPS:
-            self.jumps.add(name)
-        return func(*args, **(kwargs or {}))
