@@ -298,6 +298,16 @@ MOVING = {
     "shifted": shifted,
     "squashed": lambda t: D.TransformedDistribution(
         D.Normal(t, 1.0), [D.SigmoidTransform(), D.AffineTransform(0.0, t)]),
+    "event": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), D.AffineTransform(0.0, t.expand(2), event_dim=1)),
+    "independent transform": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), D.IndependentTransform(D.AffineTransform(0.0, t), 1)),
+    "reshaped": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), [D.AffineTransform(0.0, t), D.ReshapeTransform((2,), (1, 2))]),
+    "simplex": lambda t: D.TransformedDistribution(
+        D.Normal(torch.zeros(2).to(F64), 1.0), [D.StickBreakingTransform(), D.AffineTransform(0.0, t)]),
+    "Dirichlet": lambda t: D.TransformedDistribution(
+        D.Dirichlet(torch.ones(2).to(F64)), D.AffineTransform(0.0, t)),
     "mixture": lambda t: D.MixtureSameFamily(
         D.Categorical(torch.ones(2).to(F64)), D.Uniform(torch.zeros(2).to(F64), t.expand(2))),
 }  # fmt: skip
@@ -335,12 +345,16 @@ def test_why_it_is_refused():
      lambda t: D.TransformedDistribution(D.Normal(0.0, t), [D.ExpTransform(), D.AffineTransform(0.0, t)]),
      lambda t: D.TransformedDistribution(D.Normal(t, 1.0), [D.TanhTransform(), D.AffineTransform(1.0, 2.0)]),
      lambda t: D.Kumaraswamy(t, 2.0), lambda t: D.LogNormal(t, 1.0), lambda t: D.Weibull(t, 2.0),
+     lambda t: D.TransformedDistribution(D.Normal(t.expand(2), t), D.AffineTransform(t, t, event_dim=1)),
+     lambda t: D.TransformedDistribution(D.Normal(t.expand(2), t), D.StickBreakingTransform()),
      lambda t: D.Uniform(0.0, t.detach()), lambda t: D.Uniform(0.0, 0 * t + 2)],
 )  # fmt: skip
 def test_a_support_that_stays_is_taken(make):
     theta = leaf(1.5)
     distribution = make(theta.square())  # whose graph the check must leave for the backward pass
-    expectation(lambda x: x * theta, distribution, 10, estimator="score").backward()
+    expectation(
+        lambda x: x.reshape(10, -1).sum(1) * theta, distribution, 10, estimator="score"
+    ).backward()
     assert theta.grad.isfinite()
 
 

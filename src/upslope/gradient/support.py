@@ -59,18 +59,18 @@ def _image_moves(distribution: TransformedDistribution) -> bool:
     """Return whether the image of a base boundary, also of one at infinity, depends on parameters.
 
     exp(x) of a normal x starts at 0 whatever its parameters; loc + x of an exponential x at loc.
+    Of transforms of whole events, such as those to a simplex, the image of two corners.
     """
-    transforms = distribution.transforms
-    if any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-        return False  # simplices, matrices: the transforms of torch have fixed images
     base = distribution.base_dist
     while isinstance(base, Independent):
         base = base.base_dist
     support, shape = _support(base), base.batch_shape + base.event_shape
+    if support is constraints.simplex:  # whose coordinates have bounds of their own
+        support = constraints.unit_interval
     for name, infinity in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
         bound = torch.as_tensor(getattr(support, name, infinity), dtype=torch.get_default_dtype())
         image = bound.expand(shape) if bound.numel() == 1 else bound
-        for transform in transforms:
+        for transform in distribution.transforms:
             image = transform(image)
         if _moves(image):
             return True
