@@ -35,7 +35,7 @@ class Estimate:
     importance: ImportanceReport | None = None
     """Effective sample size and largest weight, where a behaviour drew the samples."""
     terms: Tensor
-    """What was averaged, [n, *batch]."""
+    """What was averaged, [n, *batch]; of a self-normalised estimate its linear part."""
 
     def gradient(self, parameter: Tensor) -> Estimate:
         """Return ∇ of the sum over the batch, in the parameter's shape, with its standard error.

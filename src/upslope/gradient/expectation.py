@@ -41,6 +41,7 @@ from upslope.gradient.importance import (
     importance_report,
     self_normalized_error,
     self_normalized_surrogate,
+    self_normalized_terms,
 )
 from upslope.gradient.objective import evaluate
 from upslope.gradient.support import finite_support, name_of, support_moves
@@ -185,8 +186,11 @@ def _weighted(
     if not standard_error:
         return terms.mean(0)
     report = importance_report(log_prob, reference)
+    average = terms.mean(0)
+    if self_normalized:
+        terms = self_normalized_terms(log_prob, value, reference)
     return Estimate(
-        value=terms.mean(0), standard_error=error, estimator="score", importance=report, terms=terms
+        value=average, standard_error=error, estimator="score", importance=report, terms=terms
     )
 
 
