@@ -166,6 +166,36 @@ def test_black_boxes_agree():
         assert value.dtype == F64
 
 
+@pytest.mark.parametrize("n", [1, 10])
+def test_one_event_after_the_other(n):
+    """A list takes one index, an f may insist on a single event."""
+    rewards, logits = [1.0, 2.0, 5.0], leaf(0.1, 0.7, -0.4)
+
+    def single(x):
+        assert x.dim() == 0
+        return rewards[int(x)]
+
+    for f in (lambda x: rewards[x.tolist()], single, lambda x: {0: 1, 1: 2, 2: 5}[x.tolist()]):
+        torch.manual_seed(0)
+        found = expectation(f, D.Categorical(logits=logits), n, estimator="score")
+        torch.manual_seed(0)
+        same = expectation(lambda x: torch.tensor(rewards)[x], D.Categorical(logits=logits), n,
+                           estimator="score")  # fmt: skip
+        torch.testing.assert_close(found, same)
+    normal = D.Normal(leaf(0.5), 1.0)
+    assert expectation(lambda x: single(0 * x), normal, n).item() == 1  # and of no path
+
+
+def test_one_event_after_the_other_where_some_are_impossible():
+    logits = leaf(0.0, 0.0, 0.0).expand(2, 3)
+    mask = torch.tensor([[False, True, False], [False, False, False]])
+    policy = D.Categorical(logits=logits.masked_fill(mask, -math.inf))
+    found = expectation(lambda x: float(np.asarray(x).sum()), policy, 10)
+    assert found.tolist() == pytest.approx([1, 1])
+    first = D.Categorical(logits=policy.logits[:1])
+    assert expectation(lambda x: [9, math.inf, 3][int(x)], first, 1).tolist() == [6]
+
+
 def test_a_constant_number_is_a_constant():
     mu = leaf(0.5)
     for n in (1, 10):

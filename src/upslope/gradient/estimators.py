@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from upslope.errors import ArgumentError, ShapeError, UpslopeError
-from upslope.gradient.objective import evaluate
+from upslope.gradient.objective import TAKES_ONE, evaluate
 from upslope.gradient.score import depends_on, nodes
 from upslope.gradient.support import is_discrete, name_of, support_moves
 from upslope.gradient.surrogate import surrogate
@@ -79,7 +79,7 @@ def _through(f: Callable, x: Tensor, distribution: Distribution) -> tuple[Tensor
             value = f(x)
     except UpslopeError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except TAKES_ONE as error:
         raise ArgumentError(
             f"estimator='pathwise' takes an f that autograd sees through, got one that raises "
             f"{type(error).__name__} for samples that require a gradient ({error}); use 'score'"
@@ -100,14 +100,7 @@ def probable_terms(f: Callable, distribution: Distribution, points: Tensor) -> T
     possible = log_prob.detach() > -math.inf
     rows = possible.reshape(len(points), -1).any(1)
     points, log_prob, possible = points[rows], log_prob[rows], possible[rows]
-    if possible.all():
-        return log_prob.exp() * evaluate(f, points, log_prob)
-
-    def where_possible(x: Tensor) -> Tensor:
-        value = torch.as_tensor(f(x)).to(log_prob)
-        return torch.where(possible, value, 0.0) if value.shape == possible.shape else value
-
-    return log_prob.exp() * evaluate(where_possible, points, log_prob)
+    return log_prob.exp() * evaluate(f, points, log_prob, None if possible.all() else possible)
 
 
 def auto_terms(
