@@ -226,6 +226,18 @@ def test_batches_keep_their_shape():
     torch.testing.assert_close(exact, torch.sigmoid(mu))
 
 
+def test_auto_enumerates_the_support_of_each_batch_element():
+    """129 coins have two sides each, not 258; and 2^8 outcomes of 8 are 256, of 9 too many."""
+    coins = D.Bernoulli(logits=torch.zeros(129, dtype=F64, requires_grad=True))
+    for d, used in ((coins, "enumerate"), (D.Independent(coins, 1), "score"),
+                    (D.Independent(D.Bernoulli(logits=leaf(*[0.0] * 8)), 1), "enumerate"),
+                    (D.Independent(D.Bernoulli(logits=leaf(*[0.0] * 9)), 1), "score")):  # fmt: skip
+        f = torch.Tensor.double if d is coins else lambda x: x.sum(-1)
+        assert expectation(f, d, 10, standard_error=True).estimator == used
+    many = D.Bernoulli(logits=torch.zeros(2**20, requires_grad=True))  # 2^21 numbers
+    assert expectation(lambda x: x, many, 2, standard_error=True).estimator == "score"
+
+
 def test_f_may_depend_on_the_parameters():
     mu = leaf(0.5)
     torch.manual_seed(0)

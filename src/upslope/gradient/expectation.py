@@ -4,7 +4,8 @@
     pathwise   1/n Σ f(x(ε_i, θ))                        x = rsample: the reparameterisation
     enumerate  Σ_x p(x; θ) f(x)                          exact, no variance: a finite support
 
-    auto       enumerate where the support is finite and not larger than max(n, 256);
+    auto       enumerate where the support of a batch element is finite and not larger than
+               max(n, 256);
                pathwise where the distribution can, and all that f does to the sample is known to
                be continuous, without numbers taken out of autograd's sight; else score
 

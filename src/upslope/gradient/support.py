@@ -23,7 +23,7 @@ from torch.distributions import (
 from upslope.gradient.score import flat_gradient, leaves
 
 LARGEST_SUPPORT = 2**20
-"""Points that are enumerated at most, in the whole support and over all batch elements."""
+"""Points that are enumerated at most, over all batch elements."""
 
 
 # ---------------------------------------------------------------- does it move
@@ -90,12 +90,13 @@ def _moves(bound: Tensor) -> bool:
 def finite_support(distribution: Distribution, limit: int = LARGEST_SUPPORT) -> Tensor | None:
     """Return every value of a finite support, [K, *batch, *event]; None where it is not finite.
 
-    None too where there are more than `limit` of them. Products over the event dimensions of
-    `Independent` are enumerated, the last dimension fastest; torch itself does not do that.
+    None too where there are more than `limit` of them, or than 2^20 over all batch elements.
+    Products over the event dimensions of `Independent` are enumerated, the last dimension fastest;
+    torch itself does not do that.
     """
     batch = math.prod(distribution.batch_shape)
     points = _points(distribution, limit)
-    if points is None or len(points) * batch > limit:
+    if points is None or len(points) > limit or len(points) * batch > LARGEST_SUPPORT:
         return None
     count, event = len(points), distribution.event_shape
     points = points.reshape(count, *(1 for _ in distribution.batch_shape), *event)
