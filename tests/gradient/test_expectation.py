@@ -479,6 +479,14 @@ def test_other_refusals():
         expectation(lambda x: x, normal, 5, standard_error=True).gradient(leaf(1.0))
 
 
+def test_wrong_kinds_are_refused():
+    normal = D.Normal(leaf(0.5), 1.0)
+    with pytest.raises(ArgumentError, match=r"behaviour takes a .*Distribution, got int"):
+        expectation(lambda x: x, normal, 5, behaviour=3)
+    with pytest.raises(ArgumentError, match="parameter takes a tensor that the value depends on"):
+        expectation(lambda x: x, normal, 5, standard_error=True).gradient(3)
+
+
 def test_an_error_in_f_is_its_own():
     class Mine(Exception):
         pass

@@ -398,6 +398,13 @@ def test_the_one_step_importance_ratio(trajectories, kind):
 
 
 # ---------------------------------------------------------------- refusals
+def test_a_seed_is_a_whole_number():
+    policy = D.Bernoulli(logits=torch.zeros((), requires_grad=True))
+    for seed in ("a", 1.5, True):
+        with pytest.raises(ArgumentError, match="seed takes a whole number, got"):
+            check_unbiased(surrogate, policy, lambda b: b, seed=seed)
+
+
 def test_refusals():
     policy, f = softmax()
     with pytest.raises(

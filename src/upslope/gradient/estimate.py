@@ -45,7 +45,7 @@ class Estimate:
         effect of order 1/n that it leaves out. Raises ArgumentError where the value does
         not depend on `parameter`.
         """
-        if not depends_on(self.value, parameter):
+        if not isinstance(parameter, Tensor) or not depends_on(self.value, parameter):
             raise ArgumentError("parameter takes a tensor that the value depends on, got another")
         (whole,) = torch.autograd.grad(self.value.sum(), parameter, retain_graph=True)
         error = torch.zeros_like(whole)

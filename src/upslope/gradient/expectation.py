@@ -159,6 +159,9 @@ def _weighted(
     """Return the estimate from samples of another distribution."""
     if estimator not in ("score", "auto"):
         raise ArgumentError(f"behaviour takes estimator='score', got {estimator!r}")
+    if not isinstance(behaviour, Distribution):
+        kind = type(behaviour).__name__
+        raise ArgumentError(f"behaviour takes a torch.distributions.Distribution, got {kind}")
     if self_normalized and baseline is not None:
         raise ArgumentError("baseline takes no self_normalized estimate: no constant changes it")
     for name in ("batch_shape", "event_shape"):

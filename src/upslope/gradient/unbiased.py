@@ -106,6 +106,8 @@ def check_unbiased(
             raise ArgumentError(f"{name} takes a function, got {type(given).__name__}")
     source = distribution if behaviour is None else behaviour
     _check(distribution, source, n, repetitions)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"seed takes a whole number, got {seed!r}")
 
     def one(log_prob: Tensor, objective: Tensor, sample: Tensor) -> Tensor:
         """Return the mean of the surrogate of one n-tuple."""
