@@ -17,7 +17,7 @@ from upslope.gradient import LeaveOneOut
 
 Captured = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]
-QUICK = ("audit", "--problem", "bernoulli", "--estimates", "500")
+QUICK = ("audit", "--problem", "bernoulli", "--estimates", "10000")
 
 
 def code_of(*arguments: str) -> int | str | None:
@@ -39,7 +39,7 @@ def test_it_prints_a_table_and_ends_well(capsys: Captured) -> None:
     assert "\x1b" not in out
     assert "bernoulli: σ(0)" in out
     assert "normal:" not in out
-    for found in audit(problem="bernoulli", estimates=100):
+    for found in audit(problem="bernoulli", estimates=10_000):
         assert f" {found.estimator} " in out
     assert "10 of 10 rows that declare no bias show none" in out
 
@@ -78,7 +78,7 @@ def test_files(tmp_path: Path, capsys: Captured) -> None:
     ("options", "code", "sentence"),
     [
         (["--problem", "corridr"], 2, "problem takes one of normal, .*did you mean 'corridor'"),
-        (["--estimates", "5"], 2, "estimates takes a whole number from 100, got 5"),
+        (["--estimates", "5"], 2, "estimates takes a whole number from 10000, got 5"),
         (["--picture", "audit.bmp"], 2, r"ends in \.png, \.svg or \.pdf: audit\.bmp"),
         (["--outptu", "here"], 2, r"no option --outptu \(did you mean 'output'\?\)"),
         (["everything"], 2, "audit takes options only"),
@@ -148,5 +148,5 @@ def test_the_documented_table_is_current() -> None:
         return found
 
     written = (ROOT / "docs" / "audit-table.md").read_text()
-    assert names(written) == names(markdown(audit(estimates=100)))
+    assert names(written) == names(markdown(audit(estimates=10_000)))
     assert "NOT AS DECLARED" not in written

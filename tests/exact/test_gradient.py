@@ -264,6 +264,8 @@ def test_refusals(road):
     mdp = exact.short_corridor()
     with pytest.raises(ArgumentError, match=r"differentiated in them, got .* Tensor without grad"):
         road(mdp, lambda x: torch.full((3, 2), 0.5), torch.zeros(2))
+    with pytest.raises(ArgumentError, match=r"policy_fn takes a function of .*, got int"):
+        road(mdp, 3, torch.zeros(2))
     with pytest.raises(ArgumentError, match="returns a ndarray"):
         road(mdp, lambda x: np.full((3, 2), 0.5), torch.zeros(2))
     with pytest.raises(ShapeError, match=r"policy takes .* \[3, 2\], got \[2\]"):

@@ -163,3 +163,31 @@ def test_average_reward_of_a_problem_that_is_periodic(plan):
     close(best.objective, 3)
     close(best.v, [-1, 1])
     close(best.policy, [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("plan", PLANNERS)
+def test_a_loop_that_costs_nothing_is_no_way_out(plan):
+    """Leaving costs 1 and staying nothing; of the policies that end, the best has -1."""
+    loop = np.array([[[1.0], [0.0]]])
+    close(plan(FiniteMDP(loop, [[0.0, -1.0]], [1.0], 1.0)).v, [-1])
+    p = np.zeros((2, 2, 2))
+    p[0, 0, 1] = p[1, 0, 0] = 1  # around for ever, or out at -3 or -2
+    best = plan(FiniteMDP(p, [[0.0, -3.0], [0.0, -2.0]], [1, 0], 1.0))
+    close(best.v, [-2, -2])
+    close(best.policy, [[1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("plan", PLANNERS)
+def test_classes_that_are_equally_good(plan):
+    """Staying pays 1 in either state: one of them is left, which costs its reward once."""
+    p = np.zeros((2, 2, 2))
+    p[0, 0, 0] = p[1, 0, 1] = p[0, 1, 1] = p[1, 1, 0] = 1
+    best = plan(FiniteMDP(p, [[1.0, 0.0], [1.0, 0.0]], [1.0, 0.0], 0.99), "average")
+    close(best.objective, 1)
+    close(best.q.max(1).values, best.v)
+    p = np.zeros((4, 2, 4))  # two cycles of two states, 1 and 3 lead to the other at a cost
+    p[[0, 1, 2, 3], 0, [1, 0, 3, 2]] = p[[0, 1, 2, 3], 1, [0, 2, 2, 0]] = 1
+    reward = [[2.0, -9.0], [0.0, -4.0], [2.0, -9.0], [0.0, -7.0]]
+    best = plan(FiniteMDP(p, reward, [1.0, 0, 0, 0], 0.99), "average")
+    close(best.objective, 1)
+    close(best.q.max(1).values, best.v)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -167,6 +169,18 @@ def test_known_environments():
     close(hole.v[[5, 7, 11, 12, 15]], np.zeros(5), atol=0)
     best = value_iteration(from_gymnasium(taxi(), gamma=1.0)).objective
     assert 7 < best < 9  # about 13 steps at -1, and 20 at the end
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_transition_terminates(sparse, monkeypatch):
+    """A bandit: each of two actions pays and ends."""
+    if sparse:
+        monkeypatch.setattr(exact.from_env, "SPARSE_FROM", 1)
+    table = {0: {0: [(1.0, 0, 1.0, True)], 1: [(0.5, 0, 4.0, True), (0.5, 0, 0.0, True)]}}
+    env = SimpleNamespace(P=table, initial_state_distrib=[1.0])
+    mdp = from_gymnasium(env, gamma=1.0)
+    close(mdp.reward, [[1, 2]])
+    close(value_iteration(mdp).v, [2])
 
 
 def test_gymnasium_refusals():

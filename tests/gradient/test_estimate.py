@@ -76,3 +76,38 @@ def test_it_is_the_spread_of_repeated_estimates():
     claimed = torch.stack([s.standard_error for s in slopes]).square().mean(0).sqrt()
     assert claimed.tolist() == pytest.approx([(18 / 64) ** 0.5, (96 / 64) ** 0.5], rel=0.15)
     assert scatter.tolist() == pytest.approx(claimed.tolist(), rel=4.5 / math.sqrt(2 * 99))
+
+
+def weighted(mu: torch.Tensor, n: int, shift: float = 0.0):
+    """E[x² + μ x + shift] under N(μ, 1) by weights, from samples of N(0, 1.3)."""
+    behaviour = D.Normal(torch.zeros((), dtype=F64), 1.3)
+    return expectation(lambda x: x**2 + mu * x + shift, D.Normal(mu, 1.0), n, standard_error=True,
+                       behaviour=behaviour, self_normalized=True)  # fmt: skip
+
+
+def test_self_normalised_by_hand():
+    """Σ v [(f - F)(s - Σ v s) + ∇f] and the spread of its terms less v ∇F, the delta method."""
+    torch.manual_seed(3)
+    mu = torch.tensor(0.4, dtype=F64, requires_grad=True)
+    behaviour = D.Normal(torch.zeros((), dtype=F64), 1.3)
+    x = behaviour.sample((50,))
+    torch.manual_seed(3)
+    slope = weighted(mu, 50).gradient(mu)
+    m = mu.item()
+    share = (D.Normal(m, 1.0).log_prob(x) - behaviour.log_prob(x)).softmax(0)
+    f, score = x**2 + m * x, x - m
+    centred = (f - share @ f) * (score - share @ score) + x
+    torch.testing.assert_close(slope.value.item(), (share @ centred).item())
+    rows = 50 * share * (centred - share @ centred)
+    expected = (rows.square().sum() / 49 / 50).sqrt()
+    torch.testing.assert_close(slope.standard_error.item(), expected.item())
+
+
+def test_a_constant_is_not_seen_by_a_self_normalised_error():
+    mu = torch.tensor(0.4, dtype=F64, requires_grad=True)
+    found = []
+    for shift in (0.0, 1000.0):
+        torch.manual_seed(4)
+        found.append(weighted(mu, 200, shift).gradient(mu))
+    torch.testing.assert_close(found[0].value, found[1].value)
+    torch.testing.assert_close(found[0].standard_error, found[1].standard_error)

@@ -166,6 +166,36 @@ def test_black_boxes_agree():
         assert value.dtype == F64
 
 
+@pytest.mark.parametrize("n", [1, 10])
+def test_one_event_after_the_other(n):
+    """A list takes one index, an f may insist on a single event."""
+    rewards, logits = [1.0, 2.0, 5.0], leaf(0.1, 0.7, -0.4)
+
+    def single(x):
+        assert x.dim() == 0
+        return rewards[int(x)]
+
+    for f in (lambda x: rewards[x.tolist()], single, lambda x: {0: 1, 1: 2, 2: 5}[x.tolist()]):
+        torch.manual_seed(0)
+        found = expectation(f, D.Categorical(logits=logits), n, estimator="score")
+        torch.manual_seed(0)
+        same = expectation(lambda x: torch.tensor(rewards)[x], D.Categorical(logits=logits), n,
+                           estimator="score")  # fmt: skip
+        torch.testing.assert_close(found, same)
+    normal = D.Normal(leaf(0.5), 1.0)
+    assert expectation(lambda x: single(0 * x), normal, n).item() == 1  # and of no path
+
+
+def test_one_event_after_the_other_where_some_are_impossible():
+    logits = leaf(0.0, 0.0, 0.0).expand(2, 3)
+    mask = torch.tensor([[False, True, False], [False, False, False]])
+    policy = D.Categorical(logits=logits.masked_fill(mask, -math.inf))
+    found = expectation(lambda x: float(np.asarray(x).sum()), policy, 10)
+    assert found.tolist() == pytest.approx([1, 1])
+    first = D.Categorical(logits=policy.logits[:1])
+    assert expectation(lambda x: [9, math.inf, 3][int(x)], first, 1).tolist() == [6]
+
+
 def test_a_constant_number_is_a_constant():
     mu = leaf(0.5)
     for n in (1, 10):
@@ -196,6 +226,18 @@ def test_batches_keep_their_shape():
     torch.testing.assert_close(exact, torch.sigmoid(mu))
 
 
+def test_auto_enumerates_the_support_of_each_batch_element():
+    """129 coins have two sides each, not 258; and 2^8 outcomes of 8 are 256, of 9 too many."""
+    coins = D.Bernoulli(logits=torch.zeros(129, dtype=F64, requires_grad=True))
+    for d, used in ((coins, "enumerate"), (D.Independent(coins, 1), "score"),
+                    (D.Independent(D.Bernoulli(logits=leaf(*[0.0] * 8)), 1), "enumerate"),
+                    (D.Independent(D.Bernoulli(logits=leaf(*[0.0] * 9)), 1), "score")):  # fmt: skip
+        f = torch.Tensor.double if d is coins else lambda x: x.sum(-1)
+        assert expectation(f, d, 10, standard_error=True).estimator == used
+    many = D.Bernoulli(logits=torch.zeros(2**20, requires_grad=True))  # 2^21 numbers
+    assert expectation(lambda x: x, many, 2, standard_error=True).estimator == "score"
+
+
 def test_f_may_depend_on_the_parameters():
     mu = leaf(0.5)
     torch.manual_seed(0)
@@ -214,18 +256,6 @@ def test_entropy_bonus():
     found = expectation(lambda a: -policy.log_prob(a), policy, 1)
     torch.testing.assert_close(found, policy.entropy())
     torch.testing.assert_close(gradient(found, logits), gradient(policy.entropy(), logits))
-
-
-@pytest.mark.parametrize(
-    "f",
-    [torch.sign, torch.round, lambda x: (x > 0).double(), lambda x: torch.where(x > 0, x + 1, x),
-     lambda x: x + (x > 0.3), lambda x: np.sign(x.detach().numpy()), lambda x: float(x > 0)],
-)  # fmt: skip
-def test_auto_is_right_where_f_jumps(f):
-    mu = leaf(0.3)
-    torch.manual_seed(0)
-    found = expectation(f, D.Normal(mu, 1.0), 300, estimator="auto", standard_error=True)
-    assert found.estimator == "score"
 
 
 def test_auto_without_parameters_is_the_mean():
@@ -310,6 +340,16 @@ MOVING = {
     "shifted": shifted,
     "squashed": lambda t: D.TransformedDistribution(
         D.Normal(t, 1.0), [D.SigmoidTransform(), D.AffineTransform(0.0, t)]),
+    "event": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), D.AffineTransform(0.0, t.expand(2), event_dim=1)),
+    "independent transform": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), D.IndependentTransform(D.AffineTransform(0.0, t), 1)),
+    "reshaped": lambda t: D.TransformedDistribution(
+        D.Uniform(torch.zeros(2).to(F64), 1.0), [D.AffineTransform(0.0, t), D.ReshapeTransform((2,), (1, 2))]),
+    "simplex": lambda t: D.TransformedDistribution(
+        D.Normal(torch.zeros(2).to(F64), 1.0), [D.StickBreakingTransform(), D.AffineTransform(0.0, t)]),
+    "Dirichlet": lambda t: D.TransformedDistribution(
+        D.Dirichlet(torch.ones(2).to(F64)), D.AffineTransform(0.0, t)),
     "mixture": lambda t: D.MixtureSameFamily(
         D.Categorical(torch.ones(2).to(F64)), D.Uniform(torch.zeros(2).to(F64), t.expand(2))),
 }  # fmt: skip
@@ -347,12 +387,16 @@ def test_why_it_is_refused():
      lambda t: D.TransformedDistribution(D.Normal(0.0, t), [D.ExpTransform(), D.AffineTransform(0.0, t)]),
      lambda t: D.TransformedDistribution(D.Normal(t, 1.0), [D.TanhTransform(), D.AffineTransform(1.0, 2.0)]),
      lambda t: D.Kumaraswamy(t, 2.0), lambda t: D.LogNormal(t, 1.0), lambda t: D.Weibull(t, 2.0),
+     lambda t: D.TransformedDistribution(D.Normal(t.expand(2), t), D.AffineTransform(t, t, event_dim=1)),
+     lambda t: D.TransformedDistribution(D.Normal(t.expand(2), t), D.StickBreakingTransform()),
      lambda t: D.Uniform(0.0, t.detach()), lambda t: D.Uniform(0.0, 0 * t + 2)],
 )  # fmt: skip
 def test_a_support_that_stays_is_taken(make):
     theta = leaf(1.5)
     distribution = make(theta.square())  # whose graph the check must leave for the backward pass
-    expectation(lambda x: x * theta, distribution, 10, estimator="score").backward()
+    expectation(
+        lambda x: x.reshape(10, -1).sum(1) * theta, distribution, 10, estimator="score"
+    ).backward()
     assert theta.grad.isfinite()
 
 
@@ -433,6 +477,14 @@ def test_other_refusals():
                     estimator="score")  # fmt: skip
     with pytest.raises(ArgumentError, match="parameter takes a tensor that the value depends on"):
         expectation(lambda x: x, normal, 5, standard_error=True).gradient(leaf(1.0))
+
+
+def test_wrong_kinds_are_refused():
+    normal = D.Normal(leaf(0.5), 1.0)
+    with pytest.raises(ArgumentError, match=r"behaviour takes a .*Distribution, got int"):
+        expectation(lambda x: x, normal, 5, behaviour=3)
+    with pytest.raises(ArgumentError, match="parameter takes a tensor that the value depends on"):
+        expectation(lambda x: x, normal, 5, standard_error=True).gradient(3)
 
 
 def test_an_error_in_f_is_its_own():

@@ -118,6 +118,16 @@ def test_what_autograd_knows():
     assert not depends_on(b * 2, a)
 
 
+def test_parameters_are_tensors_in_a_sequence():
+    theta = torch.zeros(3, requires_grad=True)
+    log_prob = Categorical(logits=theta).log_prob(torch.tensor([0, 1]))
+    for wrong in (theta, [1.0], [theta, None]):
+        with pytest.raises(ArgumentError, match="parameters takes a sequence of tensors"):
+            score(log_prob, wrong)
+    with pytest.raises(ArgumentError, match="that require a gradient, got one without"):
+        score(log_prob, [theta, torch.zeros(2)])
+
+
 def test_refusals():
     theta = leaf(1.0)
     with pytest.raises(ArgumentError, match="log_prob takes at least one sample"):

@@ -159,6 +159,20 @@ def test_graph_of_one_draw_is_the_surrogate():
     torch.testing.assert_close(gradient(one.sum(), log_prob), gradient(graph.sum(), log_prob))
 
 
+def test_numbers_that_are_none_are_refused():
+    log_prob = torch.zeros(3, requires_grad=True)
+    for cost in (1.0, None):
+        with pytest.raises(ArgumentError, match="a cost takes a tensor, got"):
+            graph_surrogate([(cost, [log_prob])])
+        with pytest.raises(ArgumentError, match="a cost takes a tensor, got"):
+            graph_surrogate([(torch.ones(3), [log_prob]), (cost, [log_prob])])
+    with pytest.raises(ArgumentError, match="a log-probability takes a tensor, got float"):
+        graph_surrogate([(torch.ones(3), [0.5])])
+    for baseline in (math.nan, math.inf):
+        with pytest.raises(NotFiniteError, match="baseline takes a finite number, got"):
+            surrogate(log_prob, torch.ones(3), baseline=baseline)
+
+
 def test_graph_refusals():
     with pytest.raises(ArgumentError, match="costs takes at least one pair"):
         graph_surrogate([])

@@ -398,6 +398,13 @@ def test_the_one_step_importance_ratio(trajectories, kind):
 
 
 # ---------------------------------------------------------------- refusals
+def test_a_seed_is_a_whole_number():
+    policy = D.Bernoulli(logits=torch.zeros((), requires_grad=True))
+    for seed in ("a", 1.5, True):
+        with pytest.raises(ArgumentError, match="seed takes a whole number, got"):
+            check_unbiased(surrogate, policy, lambda b: b, seed=seed)
+
+
 def test_refusals():
     policy, f = softmax()
     with pytest.raises(
@@ -431,3 +438,17 @@ def test_refusals():
 def test_a_surrogate_without_gradient_is_biased():
     policy, f = softmax()
     off(check_unbiased(lambda lp, f: f, policy, f), scale=0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "f"), [(0.9, lambda b: 1000 + b), (0.98, lambda b: (b - 0.499) ** 2)]
+)
+def test_a_small_bias_is_seen_in_float32(scale, f):
+    """The bound is of rounding, and does not grow with the noise of one estimate."""
+    policy = D.Bernoulli(logits=torch.zeros((), requires_grad=True))
+    report = check_unbiased(lambda *given: scale * surrogate(*given), policy, f, n=1)
+    assert not report.unbiased
+    assert report.scale == pytest.approx(scale, rel=0.01)
+    assert check_unbiased(surrogate, policy, f, n=1).unbiased
+    held = LeaveOneOut()
+    assert check_unbiased(lambda *given: surrogate(*given, baseline=held), policy, f, n=3).unbiased

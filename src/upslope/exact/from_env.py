@@ -67,7 +67,8 @@ def from_gymnasium(env: Any, gamma: float = 0.99) -> FiniteMDP:
 
 
 def _rows(entries: list[tuple[int, int, float]], states: int, actions: int) -> Any:
-    row, following, chance = (np.array(column) for column in zip(*entries, strict=True))
+    table = np.array(entries, float).reshape(-1, 3)  # of no entry too: every transition ends
+    row, following, chance = table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2]
     if states >= SPARSE_FROM:
         from scipy import sparse
 

@@ -120,6 +120,10 @@ def differentiable_policy(
     """Return the parameters as a float64 leaf, and π [S, A] computed from them."""
     resolve_setting(mdp, None)
     theta = to_float64("parameters", parameters).detach().clone().requires_grad_()
+    if not callable(policy_fn):
+        raise ArgumentError(
+            f"policy_fn takes a function of the parameters, got {type(policy_fn).__name__}"
+        )
     policy = policy_fn(theta)
     if not isinstance(policy, Tensor) or not policy.requires_grad:
         got = f"a {type(policy).__name__}" + (" without gradient" * isinstance(policy, Tensor))

@@ -77,7 +77,11 @@ def policy_iteration(mdp: FiniteMDP, setting: str | None = None) -> Solution:
     collected for ever; an average reward that depends on the start.
     """
     setting = resolve_setting(mdp, setting)
-    action = _first_actions(mdp, setting)
+    return _improved(mdp, _first_actions(mdp, setting), setting)
+
+
+def _improved(mdp: FiniteMDP, action: Tensor, setting: str) -> Solution:
+    """Return the solution that policy iteration ends with, from actions [S]."""
     for _ in range(MOST_IMPROVEMENTS):
         solution = _solve_deterministic(mdp, action, setting)
         best = solution.q.argmax(1)
@@ -96,13 +100,17 @@ def value_iteration(mdp: FiniteMDP, setting: str | None = None) -> Solution:
     """Return the solution of an optimal deterministic policy, by value iteration.
 
     Sweeps until a greedy policy, solved exactly, satisfies the Bellman equation, so that v and q
-    are those of an optimal policy to 1e-10 and not merely close to a fixed point. Raises what
-    `policy_iteration` raises.
+    are those of an optimal policy to 1e-10 and not merely close to a fixed point. With γ = 1 it
+    begins with the values of a policy that ends: from 0, a loop that costs nothing would stay
+    better than every end. Where greedy policies stay in several classes that are equally good,
+    policy iteration leads to one of them. Raises ArgumentError as `policy_iteration` does.
     """
     setting = resolve_setting(mdp, setting)
-    _first_actions(mdp, setting)  # refuses what has no policy that ends
+    action = _first_actions(mdp, setting)  # refuses what has no policy that ends
     gamma = 1.0 if setting == "average" else mdp.gamma
     v = torch.zeros(mdp.n_states, dtype=torch.float64)
+    if setting == "episodic":
+        v = _solve_deterministic(mdp, action, setting).v
     threshold = 1e-2
     for _ in range(MOST_SWEEPS):
         backup = (mdp.reward + gamma * expected_next(mdp, v)).max(1).values
@@ -129,14 +137,24 @@ def _greedy_solution(mdp: FiniteMDP, v: Tensor, near: float, setting: str) -> So
     try:
         if setting == "episodic":  # of equally good actions, those that end the episode
             action, _ = _towards(mdp, torch.zeros(mdp.n_states) > 0, mdp.ending > 0, tied)
+            solution = _solve_deterministic(mdp, action, setting)
         elif setting == "average":
-            action = _one_class(mdp, action, tied)
-        solution = _solve_deterministic(mdp, action, setting)
+            solution = _average_solution(mdp, action, tied)
+        else:
+            solution = _solve_deterministic(mdp, action, setting)
     except ArgumentError:  # greedy in values that are not there yet, it may never end
         return None
     missing = (solution.q.max(1).values - solution.v).max()
     scale = _longest(mdp, solution) if setting != "average" else 1.0
     return solution if missing * scale <= TOLERANCE * (1 + solution.v.abs().max()) else None
+
+
+def _average_solution(mdp: FiniteMDP, action: Tensor, tied: Tensor) -> Solution:
+    """Return the solution of `action`, led to one class by tied actions or, if none do, by any."""
+    try:
+        return _solve_deterministic(mdp, _one_class(mdp, action, tied), "average")
+    except ArgumentError:
+        return _improved(mdp, _one_class(mdp, action, torch.ones_like(tied)), "average")
 
 
 def _longest(mdp: FiniteMDP, solution: Solution) -> Tensor:

@@ -92,12 +92,22 @@ def over_all_tuples(
     first, _, again = gradient(some), gradient(other), gradient(some)
     if not torch.equal(first, again):
         return None
-    mean, square = torch.zeros_like(first), torch.zeros_like(first)
+    mean, square = torch.zeros_like(first).double(), torch.zeros_like(first).double()
     for choice in itertools.product(range(len(points)), repeat=n):
         index = torch.tensor(choice)
         found, p = gradient(index), weight[index].prod()
-        mean, square = mean + p * found, square + p * found.square()
-    return mean, square
+        mean, square = mean + p * found.double(), square + p * found.double().square()
+    return mean.to(first), square.to(first)
+
+
+def mean_square(
+    log_prob: Tensor, objective: Tensor, weight: Tensor, parameters: list[Tensor]
+) -> Tensor:
+    """Return Σ w g² of the gradients g of single points without a baseline, [P]."""
+    square = weight.new_zeros(sum(p.numel() for p in parameters))
+    for term, w in zip(surrogate(log_prob, objective), weight, strict=True):
+        square = square + w * flat_gradient(term, parameters).square()
+    return square
 
 
 def sampled_mean(

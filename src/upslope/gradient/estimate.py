@@ -35,7 +35,7 @@ class Estimate:
     importance: ImportanceReport | None = None
     """Effective sample size and largest weight, where a behaviour drew the samples."""
     terms: Tensor
-    """What was averaged, [n, *batch]."""
+    """What was averaged, [n, *batch]; of a self-normalised estimate its linear part."""
 
     def gradient(self, parameter: Tensor) -> Estimate:
         """Return ∇ of the sum over the batch, in the parameter's shape, with its standard error.
@@ -45,7 +45,7 @@ class Estimate:
         effect of order 1/n that it leaves out. Raises ArgumentError where the value does
         not depend on `parameter`.
         """
-        if not depends_on(self.value, parameter):
+        if not isinstance(parameter, Tensor) or not depends_on(self.value, parameter):
             raise ArgumentError("parameter takes a tensor that the value depends on, got another")
         (whole,) = torch.autograd.grad(self.value.sum(), parameter, retain_graph=True)
         error = torch.zeros_like(whole)

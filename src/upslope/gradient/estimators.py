@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from upslope.errors import ArgumentError, ShapeError, UpslopeError
-from upslope.gradient.objective import Watch, evaluate
-from upslope.gradient.score import depends_on
+from upslope.gradient.objective import TAKES_ONE, evaluate
+from upslope.gradient.score import depends_on, nodes
 from upslope.gradient.support import is_discrete, name_of, support_moves
 from upslope.gradient.surrogate import surrogate
+from upslope.gradient.watch import Watch, watching
 
 
 def score_terms(
@@ -51,36 +52,46 @@ def pathwise_terms(f: Callable, distribution: Distribution, n: int) -> Tensor:
             f"{name_of(distribution)}, whose values are separate points; use 'score'"
         )
     x = distribution.rsample(torch.Size([n]))
-    value, seen = _through(f, x, distribution)
-    if x.requires_grad and not seen:
+    value, watch = _through(f, x, distribution)
+    if x.requires_grad and watch is None:
         raise ArgumentError(
             "estimator='pathwise' takes an f that autograd sees through, got a black box: what it "
             "returned carries no gradient of the sample; use 'score'"
+        )
+    if watch is not None and watch.reads and not _has_own_backward(value):
+        raise ArgumentError(
+            "estimator='pathwise' takes an f that autograd sees through, got one that is partly a "
+            f"black box: it takes numbers of the sample by {min(watch.reads)}; use 'score'"
         )
     check_gradient("pathwise", x, value)
     return value
 
 
-def _through(f: Callable, x: Tensor, distribution: Distribution) -> tuple[Tensor, bool]:
-    """Return f(x) of a live sample, and whether autograd sees the sample in it."""
+def _through(f: Callable, x: Tensor, distribution: Distribution) -> tuple[Tensor, Watch | None]:
+    """Return f(x) of a live sample and what was seen; None if autograd lost sight of the sample."""
     shape = x.shape[: x.dim() - len(distribution.event_shape)]
     like = torch.empty(shape, dtype=x.dtype, device=x.device)
     if not x.requires_grad:
-        return evaluate(f, x, like), False
+        return evaluate(f, x, like), None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), watching(x) as watch:
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True")
             value = f(x)
     except UpslopeError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except TAKES_ONE as error:
         raise ArgumentError(
             f"estimator='pathwise' takes an f that autograd sees through, got one that raises "
             f"{type(error).__name__} for samples that require a gradient ({error}); use 'score'"
         ) from error
     if not isinstance(value, Tensor) or not value.requires_grad or not depends_on(value, x):
-        return like, False
-    return evaluate(lambda _: value, x, like), True
+        return like, None
+    return evaluate(lambda _: value, x, like), watch
+
+
+def _has_own_backward(value: Tensor) -> bool:
+    """Return whether f used a torch.autograd.Function, which may take numbers and has a slope."""
+    return any(isinstance(node, torch.autograd.function.FunctionCtx) for node in nodes(value))
 
 
 def probable_terms(f: Callable, distribution: Distribution, points: Tensor) -> Tensor:
@@ -89,14 +100,7 @@ def probable_terms(f: Callable, distribution: Distribution, points: Tensor) -> T
     possible = log_prob.detach() > -math.inf
     rows = possible.reshape(len(points), -1).any(1)
     points, log_prob, possible = points[rows], log_prob[rows], possible[rows]
-    if possible.all():
-        return log_prob.exp() * evaluate(f, points, log_prob)
-
-    def where_possible(x: Tensor) -> Tensor:
-        value = torch.as_tensor(f(x)).to(log_prob)
-        return torch.where(possible, value, 0.0) if value.shape == possible.shape else value
-
-    return log_prob.exp() * evaluate(where_possible, points, log_prob)
+    return log_prob.exp() * evaluate(f, points, log_prob, None if possible.all() else possible)
 
 
 def auto_terms(
@@ -107,14 +111,13 @@ def auto_terms(
     if baseline is None and followed and not support_moves(distribution):
         x = distribution.rsample(torch.Size([n]))
         if x.requires_grad:
-            with Watch() as watch:
-                try:
-                    value, seen = _through(f, x, distribution)
-                except ShapeError:
-                    raise
-                except ArgumentError:
-                    seen = False
-            if seen and not watch.jumps:
+            try:
+                value, watch = _through(f, x, distribution)
+            except ShapeError:
+                raise
+            except ArgumentError:
+                watch = None
+            if watch is not None and not watch.jumps:
                 return "pathwise", value
     terms = score_terms(f, distribution, n, baseline, plain=True)
     return ("score" if terms.requires_grad else "plain"), terms

@@ -4,9 +4,10 @@
     pathwise   1/n Σ f(x(ε_i, θ))                        x = rsample: the reparameterisation
     enumerate  Σ_x p(x; θ) f(x)                          exact, no variance: a finite support
 
-    auto       enumerate where the support is finite and not larger than max(n, 256);
-               pathwise where the distribution can, autograd sees the sample in f, and f called no
-               function that may jump (a comparison, sign, round, where ...); else score
+    auto       enumerate where the support of a batch element is finite and not larger than
+               max(n, 256);
+               pathwise where the distribution can, and all that f does to the sample is known to
+               be continuous, without numbers taken out of autograd's sight; else score
 
 Every one has the value E[f], and the right gradient whether or not f itself depends on θ. One is
 used, never two: score and pathwise together would count the gradient twice.
@@ -41,6 +42,7 @@ from upslope.gradient.importance import (
     importance_report,
     self_normalized_error,
     self_normalized_surrogate,
+    self_normalized_terms,
 )
 from upslope.gradient.objective import evaluate
 from upslope.gradient.support import finite_support, name_of, support_moves
@@ -102,9 +104,9 @@ def expectation(
 
     Raises ArgumentError, in one sentence, where the answer would be wrong or nothing could be
     differentiated: a support that moves with a parameter (score, auto), no parameter that requires
-    a gradient (score, pathwise), a pathwise f that autograd does not see through; for a batch with
-    no element or n < 1. Raises ShapeError for what f returns in another shape, NotFiniteError where
-    it returns NaN or infinity.
+    a gradient (score, pathwise), a pathwise f that autograd does not see through, or only in part;
+    for a batch with no element or n < 1. Raises ShapeError for what f returns in another shape,
+    NotFiniteError where it returns NaN or infinity.
     """
     if not callable(f):
         raise ArgumentError(f"f takes a function of the samples, got {type(f).__name__}")
@@ -157,6 +159,9 @@ def _weighted(
     """Return the estimate from samples of another distribution."""
     if estimator not in ("score", "auto"):
         raise ArgumentError(f"behaviour takes estimator='score', got {estimator!r}")
+    if not isinstance(behaviour, Distribution):
+        kind = type(behaviour).__name__
+        raise ArgumentError(f"behaviour takes a torch.distributions.Distribution, got {kind}")
     if self_normalized and baseline is not None:
         raise ArgumentError("baseline takes no self_normalized estimate: no constant changes it")
     for name in ("batch_shape", "event_shape"):
@@ -185,8 +190,11 @@ def _weighted(
     if not standard_error:
         return terms.mean(0)
     report = importance_report(log_prob, reference)
+    average = terms.mean(0)
+    if self_normalized:
+        terms = self_normalized_terms(log_prob, value, reference)
     return Estimate(
-        value=terms.mean(0), standard_error=error, estimator="score", importance=report, terms=terms
+        value=average, standard_error=error, estimator="score", importance=report, terms=terms
     )
 
 

@@ -104,6 +104,22 @@ def self_normalized_ratio(
     return len(log_prob) * log_weight.softmax(0)
 
 
+def self_normalized_terms(log_prob: Tensor, objective: Tensor, reference: Tensor) -> Tensor:
+    """Return n terms, [n, *batch], whose mean is Σ v f and whose spread is its error, v = w / Σ w.
+
+        n v_i (f_i - [F]) - [n v_i] (F - [F]) + F          F = Σ v f, [ ] held still
+
+    The ratio's linear part in what is summed: the mean has F's gradient ∇F = Σ v_i (f_i - F) s_i,
+    and each term ∇F + n v_i ((f_i - F) (s_i - Σ v s) - ∇F), the delta method's, where n v_i f_i
+    would leave out the noise of Σ w. A constant added to f changes no term's gradient.
+    """
+    ratio = self_normalized_ratio(log_prob, reference)
+    objective = torch.where(ratio == 0, torch.zeros_like(objective), objective)
+    whole = (ratio * objective).mean(0)
+    held = whole.detach()
+    return ratio * (objective - held) - ratio.detach() * (whole - held) + whole
+
+
 def self_normalized_error(share: Tensor, objective: Tensor) -> Tensor:
     """Return sqrt(Σ v_i² (f_i - Σ v f)²) for shares v that sum to 1: the delta method's error.
 

@@ -9,30 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from upslope.errors import ArgumentError, NotFiniteError, ShapeError, UpslopeError
 
-# fmt: off
-JUMPS = frozenset(
-    (
-        "gt", "lt", "ge", "le", "eq", "ne", "greater", "less", "greater_equal", "less_equal",
-        "not_equal", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "where",
-        "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder",
-        "__mod__", "floor_divide", "__floordiv__", "heaviside", "argmax", "argmin", "argsort",
-        "bucketize", "searchsorted", "one_hot", "bool", "int", "long", "short", "detach",
-        "masked_fill", "isclose", "signbit", "nonzero",
-    )
-)
-# fmt: on
-"""Functions of torch with which f may jump where autograd sees nothing."""
+TAKES_ONE = (TypeError, ValueError, RuntimeError, LookupError, AssertionError)
+"""What f may raise where it is given all samples at once and takes one."""
 
 
-def evaluate(f: Callable[[Tensor], Any], sample: Tensor, log_prob: Tensor) -> Tensor:
+def evaluate(
+    f: Callable[[Tensor], Any],
+    sample: Tensor,
+    log_prob: Tensor,
+    possible: Tensor | None = None,
+) -> Tensor:
     """Return f of all samples with the shape and dtype of `log_prob`, [n, *batch].
 
     f gets the samples at once, [n, *batch, *event]. Where it returns one number for all of them, or
-    raises because it takes one at a time, it gets each event alone, [*event]. Raises ShapeError for
+    raises because it takes one at a time, it gets each event alone, [*event]. Where `possible`
+    [n, *batch] is False the result is 0, whatever f is there. Raises ShapeError for
     any other shape, ArgumentError for what is no number, NotFiniteError for NaN or infinity.
     """
     shape = log_prob.shape
@@ -41,15 +35,16 @@ def evaluate(f: Callable[[Tensor], Any], sample: Tensor, log_prob: Tensor) -> Te
         result = f(sample)
     except UpslopeError:
         raise
-    except (TypeError, ValueError, RuntimeError):
-        if alone and sample.shape == shape:
-            raise
+    except TAKES_ONE:
         result = None
     if isinstance(result, numbers.Number | np.generic) and alone:
         result = np.full(shape, result)
     if result is None or isinstance(result, numbers.Number | np.generic):
         event = sample.shape[len(shape) :]
-        values = [read(f(x), log_prob) for x in sample.reshape(-1, *event)]
+        taken = log_prob.new_ones(shape) if possible is None else possible
+        zero = log_prob.new_zeros(())
+        pairs = zip(sample.reshape(-1, *event), taken.reshape(-1), strict=True)
+        values = [read(f(x), log_prob) if real else zero for x, real in pairs]
         for value in values:
             if value.numel() != 1 or value.dim() > 0:
                 raise ShapeError(
@@ -64,6 +59,8 @@ def evaluate(f: Callable[[Tensor], Any], sample: Tensor, log_prob: Tensor) -> Te
             f"f takes samples of shape {list(sample.shape)} and returns one number for each, "
             f"of shape {list(shape)}, got {list(value.shape)}"
         )
+    if possible is not None:
+        value = torch.where(possible, value, 0.0)
     if not value.isfinite().all():
         index = (~value.isfinite()).nonzero()[0].tolist()
         raise NotFiniteError(
@@ -86,20 +83,3 @@ def read(result: Any, like: Tensor) -> Tensor:
     if value.is_complex():
         raise ArgumentError(f"f takes samples and returns real numbers, got {value.dtype}")
     return value.to(like)
-
-
-class Watch(TorchFunctionMode):
-    """Notes whether a function that may jump was called inside `with Watch() as watch:`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.jumps: set[str] = set()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """Run the function; keep its name if it may jump."""
-        name = getattr(func, "__name__", "")
-        if name.rstrip("_") in JUMPS or name in JUMPS:
-            self.jumps.add(name)
-        return func(*args, **(kwargs or {}))

@@ -8,7 +8,15 @@ and per-sample covariance Σ:
     |G|²  ≈ |ḡ|² - tr Σ / B                                 signal
 
 both unbiased. McCandlish et al. 2018, arXiv:1812.06162, section 2.2 and appendix A.1, there for two
-batch sizes.
+batch sizes. Without signal and with normal g_k, B |ḡ|² / tr Σ, which is 1 + signal-to-noise, has
+nearly the distribution F(ν, ν (K-1)): exactly if Σ is the identity in ν dimensions, else with
+
+    ν     = (tr Σ)² / tr(Σ²)                                Satterthwaite: the variance is right
+    tr(Σ²) ≈ 2/(K(K-1)) Σ_{j<k} b_j b_k (g_j · g_k)²          or of the sample's Σ, if that is less
+
+The ascent probability is that distribution function. Departure from the t-test of the K products
+g_k · ḡ_{-k} with the mean of the other chunks, which seems natural: each pair of chunks enters two
+of them, so that their mean varies twice as much as that test supposes.
 """
 
 from __future__ import annotations
@@ -38,7 +46,7 @@ class GradientQuality:
     cosine: float
     """Expected cosine of the step's gradient to the true one, sqrt(1 / (1 + noise scale / B))."""
     ascent_probability: float
-    """1 - p of a t-test that the other chunks' mean points along each chunk; nan for two chunks."""
+    """1 - p of an F-test that chunks point the same way; 1/2 if all are 0, nan for two chunks."""
     trace: float
     """tr Σ, the trace of the covariance of one sample's gradient."""
     squared_norm: float
@@ -67,9 +75,9 @@ def quality(
     """Return how good the mean of `chunk_gradients` is, from how much its K >= 2 rows disagree.
 
     Rows are gradients averaged over independent chunks of `chunk_size` samples, one number or one
-    per chunk. Equal rows have no noise: signal-to-noise without bound, cosine 1. The leave-one-out
-    products of two chunks are the same number, which no t-test can judge: their ascent probability
-    is nan. With chunks of different sizes the t-test, which supposes one variance, is approximate.
+    per chunk. Equal rows have no noise: signal-to-noise without bound, cosine 1. Two chunks have
+    one product, which no test can judge: their ascent probability is nan. The test supposes normal
+    chunk gradients; from skewed ones it claims more than it should, as a t-test would.
     Raises ShapeError for other shapes, ArgumentError for fewer than two chunks or a size below 1,
     and NotFiniteError for NaN or infinity in a gradient.
     """
@@ -82,17 +90,17 @@ def quality(
 
     # K numbers each: NumPy's calls take a fifth of the time of torch's
     samples = float(size.sum())
-    noise, signal = _noise_and_signal(square, size, float(size @ along) / samples**2)
+    mean_square = float(size @ along) / samples**2
+    noise, signal = _noise_and_signal(square, size, mean_square)
     resolved = signal > 0
     scale = noise / signal if resolved else math.nan
 
-    others = (along - size * square) / (samples - size)  # g_k · ḡ_{-k}
     return GradientQuality(
         resolved=resolved,
         signal_to_noise=_ratio(noise, signal, samples),
         noise_scale=scale,
         cosine=math.sqrt(1 / (1 + scale / samples)),
-        ascent_probability=student_t_cdf(_t_value(others), chunks - 1),
+        ascent_probability=_ascent_probability(product, size, noise, samples * mean_square),
         trace=noise,
         squared_norm=signal,
         chunks=chunks,
@@ -150,37 +158,21 @@ def _sizes(chunk_size: int | Tensor, chunks: int) -> np.ndarray:
     return size
 
 
-def _t_value(sample: np.ndarray) -> float:
-    """Return mean / (deviation / √K) of K numbers; nan for two, which are one number twice."""
-    k = len(sample)
-    mean = float(sample.sum()) / k
-    centred = sample - mean
-    deviation = math.sqrt(float(centred @ centred) / (k - 1))
+def _ascent_probability(product: np.ndarray, size: np.ndarray, noise: float, power: float) -> float:
+    """Return P(F <= power / noise) of F(ν, ν (K-1)); at least one dimension, ν >= 1."""
+    from scipy.special import betainc
+
+    k = len(size)
     if k == 2:
         return math.nan
-    return mean / deviation * math.sqrt(k) if deviation > 0 else math.copysign(math.inf, mean)
-
-
-def student_t_cdf(t: float, dof: int) -> float:
-    """Return P(T <= t) for Student's t with a whole number of degrees of freedom, by finite sums.
-
-    With θ = atan(t / √ν), P(|T| <= t) for t >= 0 is
-
-        even ν:   sin θ (1 + 1/2 cos²θ + 1·3/(2·4) cos⁴θ + ...)
-        odd ν:    2/π (θ + sin θ cos θ (1 + 2/3 cos²θ + 2·4/(3·5) cos⁴θ + ...))
-
-    with ν // 2 terms in the inner brackets.
-
-    Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4.
-    """
-    theta = math.atan(t / math.sqrt(dof))
-    odd = dof % 2
-    term, total = 1.0, 0.0
-    for k in range(1, dof // 2 + 1):
-        total += term
-        term *= (2 * k - 1 + odd) / (2 * k + odd) * math.cos(theta) ** 2
-    if odd:
-        inside = 2 / math.pi * (theta + math.sin(theta) * math.cos(theta) * total)
-    else:
-        inside = math.sin(theta) * total
-    return (1 + inside) / 2
+    if noise == 0:
+        return 1.0 if power > 0 else 0.5
+    weight = np.outer(size, size)
+    squares = weight * product**2
+    pairs = float(squares.sum() - squares.trace()) / (k * (k - 1))
+    along = product @ size / size.sum()
+    centred = product - along - along[:, None] + along @ size / size.sum()
+    spread = float((weight * centred**2).sum()) / (k - 1) ** 2
+    dimensions = max(1.0, noise**2 / max(min(pairs, spread), 1e-9 * noise**2))
+    share = max(power, 0.0) / (max(power, 0.0) + (k - 1) * noise)
+    return float(betainc(dimensions / 2, dimensions * (k - 1) / 2, share))

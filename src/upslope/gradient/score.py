@@ -31,12 +31,17 @@ def score(log_prob: Float[Tensor, "*shape"], parameters: Sequence[Tensor]) -> Fl
     """Return ∇ ln p(x_i) of each of the M elements of `log_prob`, over the P flattened parameters.
 
     A parameter that an element does not depend on has 0 there. Raises ArgumentError where there is
-    no sample, no parameter, or nothing that requires a gradient.
+    no sample, no parameter in a sequence, or one or `log_prob` that requires no gradient.
     """
     if log_prob.numel() == 0:
         raise ArgumentError(f"log_prob takes at least one sample, got {list(log_prob.shape)}")
+    if isinstance(parameters, Tensor) or not all(isinstance(p, Tensor) for p in parameters):
+        kind = type(parameters).__name__
+        raise ArgumentError(f"parameters takes a sequence of tensors, such as [theta], got {kind}")
     if not parameters:
         raise ArgumentError("parameters takes at least one tensor, got none")
+    if not all(p.requires_grad for p in parameters):
+        raise ArgumentError("parameters takes tensors that require a gradient, got one without")
     if not log_prob.requires_grad:
         raise ArgumentError("log_prob takes a tensor that requires a gradient, got one without")
     terms = log_prob.reshape(-1)

@@ -23,7 +23,7 @@ from torch.distributions import (
 from upslope.gradient.score import flat_gradient, leaves
 
 LARGEST_SUPPORT = 2**20
-"""Points that are enumerated at most, in the whole support and over all batch elements."""
+"""Points that are enumerated at most, over all batch elements."""
 
 
 # ---------------------------------------------------------------- does it move
@@ -59,18 +59,18 @@ def _image_moves(distribution: TransformedDistribution) -> bool:
     """Return whether the image of a base boundary, also of one at infinity, depends on parameters.
 
     exp(x) of a normal x starts at 0 whatever its parameters; loc + x of an exponential x at loc.
+    Of transforms of whole events, such as those to a simplex, the image of two corners.
     """
-    transforms = distribution.transforms
-    if any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-        return False  # simplices, matrices: the transforms of torch have fixed images
     base = distribution.base_dist
     while isinstance(base, Independent):
         base = base.base_dist
     support, shape = _support(base), base.batch_shape + base.event_shape
+    if support is constraints.simplex:  # whose coordinates have bounds of their own
+        support = constraints.unit_interval
     for name, infinity in (("lower_bound", -math.inf), ("upper_bound", math.inf)):
         bound = torch.as_tensor(getattr(support, name, infinity), dtype=torch.get_default_dtype())
         image = bound.expand(shape) if bound.numel() == 1 else bound
-        for transform in transforms:
+        for transform in distribution.transforms:
             image = transform(image)
         if _moves(image):
             return True
@@ -90,12 +90,13 @@ def _moves(bound: Tensor) -> bool:
 def finite_support(distribution: Distribution, limit: int = LARGEST_SUPPORT) -> Tensor | None:
     """Return every value of a finite support, [K, *batch, *event]; None where it is not finite.
 
-    None too where there are more than `limit` of them. Products over the event dimensions of
-    `Independent` are enumerated, the last dimension fastest; torch itself does not do that.
+    None too where there are more than `limit` of them, or than 2^20 over all batch elements.
+    Products over the event dimensions of `Independent` are enumerated, the last dimension fastest;
+    torch itself does not do that.
     """
     batch = math.prod(distribution.batch_shape)
     points = _points(distribution, limit)
-    if points is None or len(points) * batch > limit:
+    if points is None or len(points) > limit or len(points) * batch > LARGEST_SUPPORT:
         return None
     count, event = len(points), distribution.event_shape
     points = points.reshape(count, *(1 for _ in distribution.batch_shape), *event)

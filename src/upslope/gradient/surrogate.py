@@ -43,7 +43,8 @@ def surrogate(
     samples along the first dimension. It is detached, and must not depend on its own sample.
 
     Raises ShapeError unless all shapes are equal, ArgumentError for no samples, NotFiniteError
-    for a drawn sample that its own distribution gives probability 0. With `reference`, p may be 0.
+    for a baseline of NaN or infinity, and for a drawn sample that its own distribution gives
+    probability 0. With `reference`, p may be 0.
     """
     ratio = likelihood_ratio(log_prob, reference)
     if baseline is None:
@@ -59,6 +60,8 @@ def surrogate(
     elif isinstance(b, bool) or not isinstance(b, numbers.Real):
         kind = type(b).__name__
         raise ArgumentError(f"baseline takes a tensor, a number or a function, got {kind}")
+    elif not math.isfinite(b):
+        raise NotFiniteError(f"baseline takes a finite number, got {b}")
     return ratio * (objective - b) + b
 
 
@@ -77,13 +80,14 @@ def graph_surrogate(
     further derivatives are right. All tensors have one shape, which is returned. Samples are held
     still: detach them before the next distribution sees them.
 
-    Raises ShapeError for different shapes, ArgumentError for no cost, NotFiniteError as `surrogate`
-    does. A cost that no draw influences has an empty sequence.
+    Raises ShapeError for different shapes, ArgumentError for no cost or one that is no tensor,
+    NotFiniteError as `surrogate` does. A cost that no draw influences has an empty sequence.
     """
     if not costs:
         raise ArgumentError("costs takes at least one pair of a cost and log-probabilities")
-    shape = costs[0][0].shape
-    total = torch.zeros_like(costs[0][0])
+    first = costs[0][0]
+    _require_tensor("a cost", first)
+    shape, total = first.shape, torch.zeros_like(first)
     for cost, influences in costs:
         _same_shape(shape, "a cost", cost)
         total = total + _ratio_of_all(influences, shape) * cost
@@ -124,7 +128,13 @@ def _ratio_of_all(log_probs: Sequence[Tensor], shape: torch.Size) -> Tensor | fl
     return likelihood_ratio(torch.stack(list(log_probs)).sum(0), None)
 
 
+def _require_tensor(name: str, got: object) -> None:
+    if not isinstance(got, Tensor):
+        raise ArgumentError(f"graph_surrogate: {name} takes a tensor, got {type(got).__name__}")
+
+
 def _same_shape(shape: torch.Size, name: str, got: Tensor) -> None:
+    _require_tensor(name, got)
     if got.shape != shape:
         raise ShapeError(
             f"graph_surrogate: {name} takes the shape of the first cost, {list(shape)}, "
