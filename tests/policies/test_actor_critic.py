@@ -107,7 +107,8 @@ def test_another_name_is_refused():
     ("kwargs", "why"),
     [
         ({"net_archs": [3]}, "does not fit"),
-        ({"net_arch": 64}, "does not fit"),
+        ({"net_arch": 64}, "it takes a list of units such as"),
+        ({"net_arch": {"pi": [3]}}, "it takes a list of units such as"),
         ({"net_arch": [-3]}, "layers take from 1 to 16,384 units"),
         ({"net_arch": [2**14 + 1]}, "layers take from 1 to 16,384 units"),
         ({"log_std_init": "x"}, "does not fit"),
