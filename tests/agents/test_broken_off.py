@@ -121,3 +121,81 @@ def test_an_evaluation_in_the_agents_own_environment_ends_its_episodes(make, wra
 
 def agent_envs(env) -> int:
     return getattr(env, "num_envs", 1)
+
+
+class Gone(Count):
+    """A simulator that is lost in its twentieth step."""
+
+    lost = False
+
+    def reset(self, *, seed=None, options=None):
+        if Gone.lost:
+            raise RuntimeError("the simulator is gone")
+        return super().reset(seed=seed)
+
+    def fail(self):
+        Gone.lost = True
+        raise RuntimeError("the simulator is gone")
+
+
+def test_what_was_learned_is_saved_though_no_environment_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(Count, "steps", 0)
+    monkeypatch.setattr(Count, "fails_at", 20)
+    monkeypatch.setattr(Gone, "lost", False)
+    agent = us.PPO(Gone(), n_steps=6, batch_size=6)
+    with pytest.raises(RuntimeError, match="is gone"):
+        agent.learn(120)
+    agent.save(tmp_path / "agent")
+    loaded = us.load(tmp_path / "agent", env=Count)
+    assert torch.equal(agent.engine.flat.value, loaded.engine.flat.value)
+    env = SyncVectorEnv([Count] * 2)
+    agent = us.PPO(env, n_steps=6, batch_size=6)
+    us.evaluate_policy(agent, env, 1)
+    env.close()
+    agent.save(tmp_path / "closed")
+    us.load(tmp_path / "closed", env=Count).learn(12)
+
+
+def test_a_state_that_is_taken_up_is_gone_on_from_exactly(monkeypatch):
+    agent = us.PPO(Count, n_envs=2, n_steps=6, batch_size=6).learn(24)
+    tensors, meta = agent.state()
+    tensors = {name: torch.as_tensor(part).clone() for name, part in tensors.items()}
+    expected = agent.learn(24, reset_num_timesteps=False).engine.flat.value.clone()
+    monkeypatch.setattr(Count, "steps", 0)
+    monkeypatch.setattr(Count, "fails_at", 9)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(24)
+    agent.load_state(tensors, meta)
+    assert not agent.collector.broken_off
+    agent.learn(24, reset_num_timesteps=False)
+    assert torch.equal(agent.engine.flat.value, expected)
+
+
+class Slow(Count):
+    """Interrupted in a reset, of those that are counted."""
+
+    resets, fails_in = 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        Slow.resets += 1
+        if Slow.resets == Slow.fails_in:
+            raise KeyboardInterrupt
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("fails_in", range(1, 7))
+def test_an_interruption_in_a_reset_is_one_too(fails_in, loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(Slow, "resets", 0)
+    monkeypatch.setattr(Slow, "fails_in", 0)
+    agent = us.PPO(Slow, n_envs=2, n_steps=10, batch_size=20, segment_length=20)
+    if loaded:  # at a segment's end
+        agent.learn(40).save(tmp_path / "agent")
+        agent = us.load(tmp_path / "agent", env=Slow)
+    monkeypatch.setattr(Slow, "fails_in", Slow.resets + fails_in)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(400)
+    agent.learn(200)
+    assert set(agent.collector.episodes.last()[-6:, 1]) == {10}
+    before, after = transitions(agent)
+    assert set(after - before) == {1}

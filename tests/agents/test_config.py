@@ -7,6 +7,7 @@ import dataclasses
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import upslope as us
 from upslope.agents.config import make_config
@@ -128,6 +129,7 @@ def test_settings_are_what_a_file_can_hold(tmp_path):
     kwargs = {"log_std_init": np.float32(-1), "net_arch": (np.int64(8),)}
     agent = us.PPO("Pendulum-v1", n_envs=np.int64(2), policy_kwargs=kwargs)
     assert agent.config.policy_kwargs == {"log_std_init": -1.0, "net_arch": (8,)}
+    assert us.PPO("CartPole-v1", n_envs=1, device=torch.device("cpu")).config.device == "cpu"
     agent.save(tmp_path / "pendulum")
     us.load(tmp_path / "pendulum")
 

@@ -15,6 +15,7 @@ REFUSED = {
     "half an environment": ((*TRAIN, "--n-envs", "1.5"), f"--n-envs {NUMBER} '1.5'"),
     "steps": ((*TRAIN, "--total-timesteps=1e5"), f"--total-timesteps {NUMBER} '1e5'"),
     "an option without a value": ((*TRAIN, "--n-envs"), f"--n-envs {NUMBER} nothing"),
+    "none": ((*TRAIN, "--n-envs", "None"), f"--n-envs {NUMBER} 'None'"),
     "text": ((*TRAIN, "--gamma", "x"), "--gamma takes a number, got 'x'"),
     "episodes": (("evaluate", "runs/a", "--episodes", "x"), f"--episodes {NUMBER} 'x'"),
     "no time": ((*TRAIN, "--max-seconds", "nan"), "max_seconds=nan: it takes seconds"),
@@ -45,6 +46,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_refused(name: str, capsys: Captured) -> None:
     words, sentence = REFUSED[name]
     assert sentence in refused(capsys, *words)
+
+
+def test_none_is_taken_where_it_is_meant(capsys: Captured) -> None:
+    words = ("train", "q_learning", "FrozenLake-v1", "--bins", "None", "--threads", "None")
+    short = ("--total-timesteps", "64", "--final-episodes", "0", "--max-seconds", "None")
+    assert code_of(*words, *short) == 0, capsys.readouterr().err
 
 
 def test_a_doctor_without_patients(capsys: Captured) -> None:

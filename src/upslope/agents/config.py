@@ -118,6 +118,8 @@ def plain(value: Any) -> Any:
     """Return a setting as a file can hold it: NumPy's numbers and arrays as Python's and lists."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, torch.device):
+        return str(value)
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return type(value)(map(plain, value)) if type(value) in (list, tuple) else value

@@ -69,8 +69,9 @@ def _check_numbers(kinds: dict[str, str], arguments: Sequence[str]) -> None:
         following = arguments[k + 1] if k + 1 < len(arguments) else None
         option, equals, value = word.partition("=")
         text = value if equals else following
-        kind, none = kinds.get(option.lstrip("-").replace("_", "-"), "").partition(" | ")[::2]
-        if kind not in TAKES or not word.startswith("--") or (none == "None" and text == "None"):
+        written = kinds.get(option.lstrip("-").replace("_", "-"), "")
+        kind = written.removesuffix(" | None")
+        if kind not in TAKES or not word.startswith("--") or (text == "None" and written != kind):
             continue
         read, takes = TAKES[kind]
         try:

@@ -39,8 +39,7 @@ ELSEWHERE = (
 class Collector:
     """Everything about the experience that evolves: environments, normalisers, episode counts."""
 
-    takes_halves = True
-    """Whether one half of the environments may be a step ahead of the other."""
+    takes_halves = True  # one half of the environments may be a step ahead of the other
 
     def __init__(
         self,
@@ -95,10 +94,11 @@ class Collector:
         """Bring the environments to where the rollout begins."""
         saved = self._saved
         if self.segment < 0 or self.broken_off or self.segment_is_over() or saved == {}:
+            self.broken_off, self._saved = True, None  # until it is begun
             self._begin_segment(self.segment + 1)
         elif saved is not None:
             self._restore_environments(policy, saved)
-        self._saved = None
+            self._saved = None
 
     def _fill(self, policy: ActorCritic, generator: torch.Generator, act: Act | None) -> Rollout:
         rollout = self.rollout
@@ -230,12 +230,12 @@ class Collector:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return everything that evolves, as named arrays and as numbers for JSON."""
-        if self.broken_off:
-            self._begin_segment(self.segment + 1)
-            self.broken_off, self._saved = False, None
         arrays = self._fixed() | {"recent": self.episodes.last()}
-        arrays |= self._environments() if self._saved is None else self._saved
         numbers = {"segment": self.segment, "segment_steps": self.segment_steps}
+        if self.broken_off:  # nothing is asked of the environments, which may be gone
+            numbers["broken_off"] = 1
+        else:
+            arrays |= self._environments() if self._saved is None else self._saved
         numbers["episodes"] = self.episodes.ended
         if self.replay is not None:
             kept, counted = self.replay.state()
@@ -260,7 +260,7 @@ class Collector:
         if self.replay is not None:
             kept = self.replay.expected(under("transitions_", numbers))
             arrays |= {f"transitions/{name}": array for name, array in kept.items()}
-        if numbers.get("segment", -1) < 0:
+        if numbers.get("segment", -1) < 0 or numbers.get("broken_off"):
             return arrays
         if self.stream.saves_state:
             if not self.stream.running:
@@ -278,6 +278,7 @@ class Collector:
     def load_state(self, arrays: dict[str, Any], numbers: dict[str, Any]) -> None:
         """Take up a saved state. The environments follow when they are first needed."""
         self.segment, self.segment_steps = numbers["segment"], numbers["segment_steps"]
+        self.broken_off = bool(numbers.get("broken_off"))
         self.observation = arrays["observation"].copy()
         if self.rollout.recurrent:
             self.memory = torch.tensor(arrays["memory"])
