@@ -127,12 +127,15 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", help="a Python that has Stable-Baselines3")
+    parser.add_argument("--engine", default="auto", help="of Upslope, such as bfloat16")
     parser.add_argument("--write", type=folder, help="a folder with speed.md and images/")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        CONTESTANTS[told.one](*CASES[told.cases[0]], counting(told.count))
+        env, n_envs, case = CASES[told.cases[0]]
+        own = {"engine": told.engine} if told.one == "Upslope" else {}
+        CONTESTANTS[told.one](env, n_envs, case | own, counting(told.count))
     names = [name for name in CONTESTANTS if told.peers or not name.startswith("Stable")]
     lines = [
         "| | | steps per second | of bare simulation | Upslope is faster by |",
@@ -142,7 +145,8 @@ def main() -> None:
         commands = {}
         for name in names:
             python = told.peers if name.startswith("Stable") else sys.executable
-            commands[name] = [python, __file__, "--cases", case, "--one", name]
+            one = ["--cases", case, "--one", name, "--engine", told.engine]
+            commands[name] = [python, __file__, *one]
         found = rates(commands, told.rounds)
         ours, pure = found["Upslope"], found["bare simulation"]
         for name, own in found.items():
