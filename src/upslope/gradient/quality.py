@@ -11,8 +11,8 @@ both unbiased. McCandlish et al. 2018, arXiv:1812.06162, section 2.2 and appendi
 batch sizes. Without signal and with normal g_k, B |ḡ|² / tr Σ, which is 1 + signal-to-noise, has
 nearly the distribution F(ν, ν (K-1)): exactly if Σ is the identity in ν dimensions, else with
 
-    ν     = (tr Σ)² / tr(Σ²)                                Satterthwaite: the variance is right
-    tr(Σ²) ≈ 2/(K(K-1)) Σ_{j<k} b_j b_k (g_j · g_k)²          or of the sample's Σ, if that is less
+    ν     = (tr Σ)² / tr(Σ²)                             Satterthwaite 1946: its variance is right
+    tr(Σ²) ≈ 2/(K(K-1)) Σ_{j<k} b_j b_k (g_j · g_k)²       or of the sample's Σ, if that is less
 
 The ascent probability is that distribution function. Departure from the t-test of the K products
 g_k · ḡ_{-k} with the mean of the other chunks, which seems natural: each pair of chunks enters two

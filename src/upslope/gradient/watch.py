@@ -56,7 +56,12 @@ SMOOTH = frozenset(
         "slice_scatter", "diagonal_scatter", "_to_copy",
     )
 )
-"""Operations of torch that are continuous; those that only choose by numbers are, for each."""
+"""Operations of torch that are continuous; those that only choose by numbers are, for each.
+
+A quotient is where its divisor is not 0: whether f divides by what may become 0 is not seen.
+"""
+
+NORMS = frozenset(("norm", "linalg_vector_norm"))
 
 SHAPE_ONLY = frozenset(
     (
@@ -108,7 +113,8 @@ class Watch(TorchDispatchMode):
         if self.pauses or name in SHAPE_ONLY or not (live or whole or cut):
             return result
         made = _tensors(result)
-        smooth = name in SMOOTH and not (kwargs or {}).get("rounding_mode")
+        counts = name in NORMS and args[1:2] == (0,)  # the numbers that are not 0
+        smooth = name in SMOOTH and not counts and not (kwargs or {}).get("rounding_mode")
         if smooth and torch.is_grad_enabled() and not (whole or cut):
             self._whole += [t for t in made if not t.is_floating_point()]
         elif whole or cut or self.follows(live):
